@@ -1,0 +1,1 @@
+//! Client and idempotent Kafka consumer for outboxd.

@@ -1,0 +1,227 @@
+//! The Kafka record of an event: CloudEvents 1.0, binary mode, with W3C trace context.
+//!
+//! Source: CloudEvents "Kafka Protocol Binding" 1.0.2 sections 3.1 and 3.2 (attributes as `ce_` headers in UTF-8,
+//! `datacontenttype` as `content-type`, the payload as the record's value, unchanged) and W3C "Trace Context" 1
+//! (`traceparent` and `tracestate`, unprefixed). The record's key is the event's key.
+//!
+//! It deliberately does not parse payloads, nor read the structured mode.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+/// Prefix of every header that carries a CloudEvents attribute. No free header may start with it.
+pub const ATTRIBUTE_PREFIX: &str = "ce_";
+/// Header of the payload's media type.
+pub const CONTENT_TYPE: &str = "content-type";
+/// Header of the W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// Header of the W3C trace state.
+pub const TRACESTATE: &str = "tracestate";
+
+const SPEC_VERSION: &str = "1.0";
+const CE_SPEC_VERSION: &str = "ce_specversion";
+const CE_ID: &str = "ce_id";
+const CE_SOURCE: &str = "ce_source";
+const CE_TYPE: &str = "ce_type";
+const CE_TIME: &str = "ce_time";
+const CE_SUBJECT: &str = "ce_subject";
+
+/// Everything a record says of its event besides key and payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The event's id: what consumers deduplicate by, within `source`.
+    pub id: Uuid,
+    /// CloudEvents `source`, never empty.
+    pub source: String,
+    /// CloudEvents `type`, never empty.
+    pub event_type: String,
+    /// CloudEvents `subject`.
+    pub subject: Option<String>,
+    /// CloudEvents `time`, to the microsecond. The server always sends it; other producers need not.
+    pub time: Option<DateTime<Utc>>,
+    /// Media type of the payload.
+    pub content_type: Option<String>,
+    /// W3C `traceparent` of the event's creation.
+    pub traceparent: Option<String>,
+    /// W3C `tracestate`, meaningful with `traceparent` only.
+    pub tracestate: Option<String>,
+    /// Free headers in the order of the record.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// Why a record's headers are not those of an event.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// A required header is absent, null or empty.
+    #[error("header `{0}` is missing or empty: the record is not a CloudEvent in binary mode")]
+    Missing(&'static str),
+    /// A header's value is not UTF-8.
+    #[error("header `{0}` is not valid UTF-8")]
+    NotUtf8(&'static str),
+    /// `ce_specversion` is not 1.0.
+    #[error("`ce_specversion` is `{0}`, expected `1.0`")]
+    SpecVersion(String),
+    /// `ce_id` is not a UUID.
+    #[error("`ce_id` is `{0}`, expected a UUID")]
+    Id(String),
+    /// `ce_time` is not an RFC 3339 timestamp.
+    #[error("`ce_time` is `{0}`, expected an RFC 3339 timestamp")]
+    Time(String),
+}
+
+/// Whether a caller may use this name for a free header.
+pub fn is_free_header(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with(ATTRIBUTE_PREFIX) && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
+}
+
+impl Attributes {
+    /// Calls `put` with each header's name and value, CloudEvents attributes first and free headers last.
+    pub fn encode(&self, mut put: impl FnMut(&str, &[u8])) {
+        let mut id = Uuid::encode_buffer();
+        put(CE_SPEC_VERSION, SPEC_VERSION.as_bytes());
+        put(CE_ID, self.id.as_hyphenated().encode_lower(&mut id).as_bytes());
+        put(CE_SOURCE, self.source.as_bytes());
+        put(CE_TYPE, self.event_type.as_bytes());
+        if let Some(time) = &self.time {
+            put(CE_TIME, time.to_rfc3339_opts(SecondsFormat::Micros, true).as_bytes());
+        }
+        let optional = [
+            (CE_SUBJECT, &self.subject),
+            (CONTENT_TYPE, &self.content_type),
+            (TRACEPARENT, &self.traceparent),
+            (TRACESTATE, &self.tracestate),
+        ];
+        for (name, value) in optional {
+            if let Some(value) = value {
+                put(name, value.as_bytes());
+            }
+        }
+        for (name, value) in &self.headers {
+            put(name, value);
+        }
+    }
+
+    /// Reads the headers of a record. Of a repeated attribute the last one counts; a null free header reads as
+    /// empty; CloudEvents extension attributes are kept as free headers under their header's name.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the header that is missing or cannot be read.
+    pub fn decode<'a>(headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> Result<Self, DecodeError> {
+        let (mut version, mut id, mut source, mut event_type) = (None, None, None, None);
+        let (mut subject, mut time, mut content_type) = (None, None, None);
+        let (mut traceparent, mut tracestate) = (None, None);
+        let mut free = Vec::new();
+        for (name, value) in headers {
+            match name {
+                CE_SPEC_VERSION => version = text(CE_SPEC_VERSION, value)?,
+                CE_ID => id = text(CE_ID, value)?,
+                CE_SOURCE => source = text(CE_SOURCE, value)?,
+                CE_TYPE => event_type = text(CE_TYPE, value)?,
+                CE_SUBJECT => subject = text(CE_SUBJECT, value)?,
+                CE_TIME => time = text(CE_TIME, value)?,
+                CONTENT_TYPE => content_type = text(CONTENT_TYPE, value)?,
+                TRACEPARENT => traceparent = text(TRACEPARENT, value)?,
+                TRACESTATE => tracestate = text(TRACESTATE, value)?,
+                _ => free.push((name.to_owned(), value.unwrap_or_default().to_vec())),
+            }
+        }
+        let version = version.ok_or(DecodeError::Missing(CE_SPEC_VERSION))?;
+        if version != SPEC_VERSION {
+            return Err(DecodeError::SpecVersion(version.to_owned()));
+        }
+        let id = id.ok_or(DecodeError::Missing(CE_ID))?;
+        let parse_time = |t: &str| match DateTime::parse_from_rfc3339(t) {
+            Ok(time) => Ok(time.with_timezone(&Utc)),
+            Err(_) => Err(DecodeError::Time(t.to_owned())),
+        };
+        Ok(Self {
+            id: Uuid::try_parse(id).map_err(|_| DecodeError::Id(id.to_owned()))?,
+            source: source.ok_or(DecodeError::Missing(CE_SOURCE))?.to_owned(),
+            event_type: event_type.ok_or(DecodeError::Missing(CE_TYPE))?.to_owned(),
+            subject: subject.map(str::to_owned),
+            time: time.map(parse_time).transpose()?,
+            content_type: content_type.map(str::to_owned),
+            traceparent: traceparent.map(str::to_owned),
+            tracestate: tracestate.map(str::to_owned),
+            headers: free,
+        })
+    }
+}
+
+/// An attribute's value; absent when null or empty.
+fn text<'a>(name: &'static str, value: Option<&'a [u8]>) -> Result<Option<&'a str>, DecodeError> {
+    match value {
+        None | Some([]) => Ok(None),
+        Some(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|_| DecodeError::NotUtf8(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Attributes {
+        Attributes {
+            id: Uuid::now_v7(),
+            source: "/shop".into(),
+            event_type: "user.activated".into(),
+            subject: Some("user/7".into()),
+            time: DateTime::from_timestamp_micros(1_700_000_000_123_456),
+            content_type: Some("application/json".into()),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            tracestate: Some("a=b".into()),
+            headers: vec![("x-tenant".into(), b"\xff\x00".to_vec())],
+        }
+    }
+
+    fn headers(attributes: &Attributes) -> Vec<(String, Vec<u8>)> {
+        let mut headers = Vec::new();
+        attributes.encode(|name, value| headers.push((name.to_owned(), value.to_vec())));
+        headers
+    }
+
+    fn decode(headers: &[(String, Vec<u8>)]) -> Result<Attributes, DecodeError> {
+        Attributes::decode(headers.iter().map(|(n, v)| (n.as_str(), Some(v.as_slice()))))
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let full = full();
+        let bare = Attributes {
+            subject: None,
+            time: None,
+            content_type: None,
+            traceparent: None,
+            tracestate: None,
+            headers: vec![],
+            ..full.clone()
+        };
+        for attributes in [full, bare] {
+            assert_eq!(decode(&headers(&attributes)), Ok(attributes));
+        }
+    }
+
+    #[test]
+    fn a_header_that_is_missing_or_wrong_is_named() {
+        let good = headers(&full());
+        let with = |name: &str, value: &[u8]| {
+            let mut changed = good.clone();
+            changed.iter_mut().find(|(n, _)| n == name).expect("the header is there").1 = value.to_vec();
+            decode(&changed)
+        };
+        assert_eq!(with("ce_id", b"7"), Err(DecodeError::Id("7".into())));
+        assert_eq!(with("ce_id", b""), Err(DecodeError::Missing("ce_id")));
+        assert_eq!(with("ce_specversion", b"0.3"), Err(DecodeError::SpecVersion("0.3".into())));
+        assert_eq!(with("ce_time", b"noon"), Err(DecodeError::Time("noon".into())));
+        assert_eq!(with("ce_source", b"\xff"), Err(DecodeError::NotUtf8("ce_source")));
+        assert_eq!(decode(&[]), Err(DecodeError::Missing("ce_specversion")));
+    }
+
+    #[test]
+    fn names_the_codec_uses_are_not_free() {
+        for name in ["", "ce_id", "ce_anything", "content-type", "traceparent", "tracestate"] {
+            assert!(!is_free_header(name), "{name}");
+        }
+        assert!(is_free_header("x-tenant"));
+    }
+}

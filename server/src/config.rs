@@ -1,0 +1,206 @@
+//! The configuration: one documented struct, verified before anything binds.
+//!
+//! Later layers win: defaults, then the TOML file, then the environment (`OUTBOXD_DATABASE__URL` sets
+//! `database.url`), then command-line flags.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything `outboxd` can be told. Times are in the unit their name ends in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The gRPC server.
+    pub grpc: Grpc,
+    /// Postgres.
+    pub database: Database,
+    /// The commands callers may run.
+    pub catalog: Catalog,
+    /// The write path.
+    pub commit: Commit,
+    /// The relay from Postgres to Kafka.
+    pub relay: Relay,
+    /// Kafka.
+    pub kafka: Kafka,
+    /// Logs and traces.
+    pub telemetry: Telemetry,
+}
+
+/// The gRPC server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grpc {
+    /// Address to listen on.
+    pub listen: String,
+    /// Largest request message.
+    pub request_bytes_max: usize,
+    /// How long a request may take when its caller sets no deadline, and the most it may take when it does.
+    pub deadline_max_ms: u64,
+    /// How long requests and the relay may take to finish after SIGTERM before they are cut off.
+    pub drain_ms: u64,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7411".into(), request_bytes_max: 16 << 20, deadline_max_ms: 30_000, drain_ms: 10_000 }
+    }
+}
+
+/// Postgres.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// Connection URL, `postgres://user:password@host:port/database`.
+    pub url: String,
+    /// Connections that run commits, each one commit at a time.
+    pub commit_connections: u32,
+    /// Connections that serve reads.
+    pub read_connections: u32,
+    /// How long to wait for a connection to be made.
+    pub connect_timeout_ms: u64,
+    /// Whether `serve` applies pending migrations when it starts.
+    pub migrate_at_start: bool,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: "postgres://postgres@127.0.0.1:5432/postgres".into(),
+            commit_connections: 16,
+            read_connections: 4,
+            connect_timeout_ms: 5_000,
+            migrate_at_start: true,
+        }
+    }
+}
+
+/// The commands callers may run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Catalog {
+    /// Folder of `*.sql` files, read once at start. Empty: no commands.
+    pub dir: Option<PathBuf>,
+}
+
+/// The write path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Commit {
+    /// How long a request id is remembered.
+    pub request_window_hours: u32,
+    /// Commits that may wait for a connection; more are refused with RESOURCE_EXHAUSTED.
+    pub queue_max: usize,
+    /// Operations in one commit.
+    pub operations_max: usize,
+    /// Events in one commit.
+    pub events_max: usize,
+    /// Key, payload and headers of one event together. Stay below the topic's `max.message.bytes`.
+    pub event_bytes_max: usize,
+    /// Rows that one operation may return.
+    pub result_rows_max: u64,
+    /// How far a caller's event id may lie from the server's clock, either way.
+    pub event_id_clock_window_ms: u64,
+    /// CloudEvents `source` of events that name none.
+    pub default_source: String,
+}
+
+impl Default for Commit {
+    fn default() -> Self {
+        Self {
+            request_window_hours: 168,
+            queue_max: 1_024,
+            operations_max: 100,
+            events_max: 10_000,
+            event_bytes_max: 900 << 10,
+            result_rows_max: 1_000,
+            event_id_clock_window_ms: 600_000,
+            default_source: "outboxd".into(),
+        }
+    }
+}
+
+/// The relay from Postgres to Kafka.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Relay {
+    /// Whether this process relays at all.
+    pub enabled: bool,
+    /// How long its lanes stay a relay's after it was last heard of.
+    pub lease_ttl_ms: u64,
+    /// Longest pause between two looks for new events while there are none.
+    pub poll_interval_max_ms: u64,
+    /// Events published and not yet settled, at most: what a crash can repeat.
+    pub in_flight_events_max: usize,
+    /// Bytes of events published and not yet settled, at most.
+    pub in_flight_bytes_max: usize,
+    /// Pause before a lane that a permanent error has stopped is tried again.
+    pub stopped_lane_retry_ms: u64,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            lease_ttl_ms: 5_000,
+            poll_interval_max_ms: 50,
+            in_flight_events_max: 10_000,
+            in_flight_bytes_max: 32 << 20,
+            stopped_lane_retry_ms: 30_000,
+        }
+    }
+}
+
+/// Kafka.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kafka {
+    /// Brokers, `host:port` separated by commas.
+    pub bootstrap_servers: String,
+    /// Further librdkafka properties, such as `security.protocol`. Those that delivery depends on are refused.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Self { bootstrap_servers: "127.0.0.1:9092".into(), properties: BTreeMap::new() }
+    }
+}
+
+/// Logs and traces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Which log lines appear, in `tracing` filter syntax such as `info,outbox_server=debug`.
+    pub log: String,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+    /// OTLP/gRPC endpoint for traces, such as `http://127.0.0.1:4317`. Empty: traces are passed on, not exported.
+    pub otlp_endpoint: String,
+    /// OpenTelemetry `service.name`.
+    pub service_name: String,
+    /// Share of traces started here that are sampled, 0 to 1. A caller's own decision is kept.
+    pub sample_ratio: f64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            log: "info".into(),
+            log_format: LogFormat::Text,
+            otlp_endpoint: String::new(),
+            service_name: "outboxd".into(),
+            sample_ratio: 1.0,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,55 @@
+//! Events, as callers hand them in and as the outbox stores them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+/// An event to be stored: checked, and complete with id and time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    /// UUIDv7; consumers deduplicate by it.
+    pub id: Uuid,
+    /// Kafka topic.
+    pub topic: String,
+    /// Kafka key; events of one (namespace, topic, key) keep commit order.
+    pub key: Option<Vec<u8>>,
+    /// CloudEvents `source`.
+    pub source: String,
+    /// CloudEvents `type`.
+    pub event_type: String,
+    /// CloudEvents `subject`.
+    pub subject: Option<String>,
+    /// The record's value; `None` is a tombstone.
+    pub data: Option<Vec<u8>>,
+    /// Media type of `data`.
+    pub content_type: Option<String>,
+    /// Free headers by name.
+    pub headers: BTreeMap<String, String>,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+    /// W3C trace context of its creation.
+    pub trace: Option<TraceContext>,
+}
+
+/// A W3C trace context in its header form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// `traceparent`.
+    pub parent: String,
+    /// `tracestate`.
+    pub state: Option<String>,
+}
+
+/// An event as the outbox stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredEvent {
+    /// What was handed in.
+    pub event: NewEvent,
+    /// Tenant.
+    pub namespace: String,
+    /// The fixed hash class of its key.
+    pub lane: i16,
+    /// Its place in the order of its lane.
+    pub position: i64,
+}

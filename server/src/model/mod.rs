@@ -1,0 +1,4 @@
+//! The domain's own types, free of gRPC, SQL and Kafka.
+
+pub mod event;
+pub mod value;
