@@ -1,0 +1,84 @@
+//! A topic of its own for each test, and reading all of it back.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    ClientConfig, Message as _, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{Headers as _, OwnedMessage},
+};
+use uuid::Uuid;
+
+/// The brokers of `KAFKA_BOOTSTRAP_SERVERS`.
+pub fn bootstrap_servers() -> String {
+    super::required("KAFKA_BOOTSTRAP_SERVERS")
+}
+
+/// A client configuration that knows the brokers.
+pub fn client() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap_servers());
+    config
+}
+
+/// Makes a topic with a unique name that starts with `prefix`, and returns the name.
+pub async fn fresh_topic(prefix: &str, partitions: i32) -> String {
+    let name = format!("{prefix}-{}", Uuid::now_v7().simple());
+    create_topic(&name, partitions, &[]).await;
+    name
+}
+
+/// Makes a topic with the given settings.
+pub async fn create_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = client().create().expect("a Kafka admin client can be made");
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    for (key, value) in settings {
+        topic = topic.set(key, value);
+    }
+    let made = admin.create_topics([&topic], &AdminOptions::new()).await.expect("Kafka answers");
+    for result in made {
+        result.expect("the topic can be created");
+    }
+}
+
+/// Reads each partition of a topic from its start to the end it has now, partition by partition, in offset order.
+/// Blocks; meant for `tokio::task::spawn_blocking` or a test's end.
+pub fn read_topic(topic: &str) -> Vec<OwnedMessage> {
+    let timeout = Duration::from_secs(30);
+    let consumer: BaseConsumer = client()
+        .set("group.id", format!("reader-{}", Uuid::now_v7()))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .expect("a Kafka consumer can be made");
+    let metadata = consumer.fetch_metadata(Some(topic), timeout).expect("Kafka answers");
+    let partitions = metadata.topics().first().map_or(0, |t| t.partitions().len());
+    let mut records = Vec::new();
+    for partition in 0..i32::try_from(partitions).expect("few partitions") {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, timeout).expect("Kafka answers");
+        let mut assignment = TopicPartitionList::new();
+        assignment
+            .add_partition_offset(topic, partition, rdkafka::Offset::Offset(low))
+            .expect("the partition can be assigned");
+        consumer.assign(&assignment).expect("the partition can be assigned");
+        let (mut next, start) = (low, Instant::now());
+        while next < high {
+            assert!(start.elapsed() < 4 * timeout, "{topic}[{partition}] stops at {next}, its end is {high}");
+            if let Some(record) = consumer.poll(Duration::from_millis(200)) {
+                let record = record.expect("the record can be read");
+                next = record.offset() + 1;
+                records.push(record.detach());
+            }
+        }
+    }
+    records
+}
+
+/// The value of a record's header as text.
+pub fn header(record: &OwnedMessage, name: &str) -> Option<String> {
+    let headers = record.headers()?;
+    let value = headers.iter().find(|h| h.key == name)?.value?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
