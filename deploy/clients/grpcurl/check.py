@@ -61,7 +61,10 @@ def main():
     check("the code of a reused request id", reused.returncode, 64 + FAILED_PRECONDITION)
     check("its reason is shown", "REQUEST_ID_REUSED" in reused.stderr or reused.stderr, True)
 
-    stored = call("outbox.v1.EventService/GetEvent", {"id": answer["eventIds"][0]})["event"]
+    # JSON names are the descriptors' choice; both spellings are valid protobuf JSON.
+    event_ids = answer.get("eventIds") or answer.get("event_ids")
+    check("the number of event ids", len(event_ids or []), 1)
+    stored = call("outbox.v1.EventService/GetEvent", {"id": event_ids[0]})["event"]
     check("the stored type", stored["type"], "com.example.user.created")
     print(f"grpcurl: {checks} checks held; event {stored['id']} is stored")
 
