@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod lexer;
 mod prepare;
+mod rewrite;
 mod statement;
 mod types;
 

@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Column as _, Either, Executor, PgConnection, SqlSafeSt
 use super::bind::NAMESPACE;
 use super::error::Problem;
 use super::file::{Declared, Source};
+use super::rewrite::Sql;
 use super::statement::{self, Statement, Verb};
 use super::types::{Resolved, Types};
 use super::{Column, Command, Parameter};
@@ -235,49 +236,4 @@ impl Draft<'_> {
 fn oid(info: &sqlx::postgres::PgTypeInfo) -> Result<u32, sqlx::Error> {
     let unknown = || sqlx::Error::TypeNotFound { type_name: info.name().to_owned() };
     info.oid().map(|oid| oid.0).ok_or_else(unknown)
-}
-
-/// SQL that remembers which part of the command each part of it came from.
-#[derive(Default)]
-struct Sql {
-    text: String,
-    chars: usize,
-    pieces: Vec<Piece>,
-}
-
-struct Piece {
-    /// Its first character in the SQL.
-    start: usize,
-    /// The byte of the command that it stands for.
-    offset: usize,
-    /// The text, if it is the command's own.
-    own: Option<String>,
-}
-
-impl Sql {
-    /// Appends a part of the command, which begins at this byte of it.
-    fn push_source(&mut self, text: &str, offset: usize) {
-        self.append(text, offset, Some(text.to_owned()));
-    }
-
-    /// Appends something else, which stands for what begins at this byte.
-    fn push(&mut self, text: &str, offset: usize) {
-        self.append(text, offset, None);
-    }
-
-    fn append(&mut self, text: &str, offset: usize, own: Option<String>) {
-        self.pieces.push(Piece { start: self.chars, offset, own });
-        self.text.push_str(text);
-        self.chars += text.chars().count();
-    }
-
-    /// The byte of the command that this character stands for.
-    fn source_offset(&self, character: usize) -> usize {
-        let Some(piece) = self.pieces.iter().rev().find(|piece| piece.start <= character) else { return 0 };
-        let within = piece
-            .own
-            .as_ref()
-            .map_or(0, |text| text.char_indices().nth(character - piece.start).map_or(text.len(), |(byte, _)| byte));
-        piece.offset + within
-    }
 }
