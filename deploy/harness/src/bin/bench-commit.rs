@@ -113,10 +113,8 @@ fn id(variable: &str) -> String {
 }
 
 fn variables() -> String {
-    format!(
-        "\\set key random(0, {} - 1)\n\\set a random(1, 281474976710655)\n\\set b random(1, 281474976710655)\n",
-        KEYS
-    )
+    let id = "random(1, 281474976710655)";
+    format!("\\set key random(0, {KEYS} - 1)\n\\set a {id}\n\\set b {id}\n")
 }
 
 fn fused_script() -> String {
