@@ -24,6 +24,9 @@ const TYPE_HINT: &str = "write its type out, as in `:name::uuid`";
 /// SQLSTATE `indeterminate_datatype` and `ambiguous_parameter`.
 const UNCLEAR_TYPE: [&str; 2] = ["42P18", "42P08"];
 
+/// The classes of SQLSTATE that tell of the connection or the server, whatever was asked.
+const DATABASE_CLASSES: [&str; 7] = ["08", "25", "40", "53", "55", "57", "58"];
+
 /// Prepares one command. The inner error is the operator's, the outer the database's.
 pub(super) async fn prepare(
     source: &Source,
@@ -193,10 +196,8 @@ impl Draft<'_> {
 
     /// What Postgres found wrong, at its place in the file; an error that is not about the statement stays one.
     fn problem(&self, error: sqlx::Error, sql: &Sql) -> Result<Box<Problem>, sqlx::Error> {
-        let about_statement = |error: &PgDatabaseError| {
-            // Classes 42 (syntax, access), 0A (not supported), 22 (data), 54 (limits): the statement's own fault.
-            ["42", "0A", "22", "54"].iter().any(|class| error.code().starts_with(class))
-        };
+        let about_statement =
+            |error: &PgDatabaseError| !DATABASE_CLASSES.iter().any(|class| error.code().starts_with(class));
         let Some(postgres) = error
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
@@ -212,7 +213,8 @@ impl Draft<'_> {
         if let Some(detail) = postgres.detail() {
             message = format!("{message} ({})", self.with_names(detail));
         }
-        let hint = if UNCLEAR_TYPE.contains(&postgres.code()) { TYPE_HINT } else { postgres.hint().unwrap_or("") };
+        let unclear_type = UNCLEAR_TYPE.contains(&postgres.code()) || postgres.message().contains("type unknown");
+        let hint = if unclear_type { TYPE_HINT } else { postgres.hint().unwrap_or("") };
         Ok(self.at(offset, message, hint))
     }
 

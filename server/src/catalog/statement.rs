@@ -59,6 +59,10 @@ const ALLOWED: &str = "a command is one SELECT, INSERT, UPDATE, DELETE or MERGE,
 
 /// Takes a command's SQL apart.
 pub(super) fn parse(text: &str) -> Result<Statement, Fault> {
+    // On the way to Postgres it would end the text.
+    if let Some(offset) = text.find('\0') {
+        return Err(Fault { offset, message: "the character NUL".to_owned(), hint: "remove it" });
+    }
     let mut tokens = lexer::tokens(text).map_err(|unclosed| Fault {
         offset: unclosed.start,
         message: format!("this {} is never closed", unclosed.what),

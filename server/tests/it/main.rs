@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::expect_used, clippy::unwrap_used, reason = "a test says what fails by failing")]
 
 mod bad_input;
+mod catalog;
 mod commit;
 mod emit;
 mod support;

@@ -127,6 +127,7 @@ fn the_fault_says_what_and_where() {
             "CTE names beginning with `outboxd_` are reserved",
             "\"outboxd_x\" as (select 1) select 1",
         ),
+        ("select 'a\0'; drop table t", "the character NUL", "\0'; drop table t"),
         ("select :a$b", "bad parameter name", ":a$b"),
     ] {
         let (seen, place) = refused(sql);

@@ -1,5 +1,8 @@
 //! What passes, what is refused, and seeded random values through text and back.
 
+mod arrays;
+mod random;
+
 use super::{SqlType, Value, ValueError};
 
 fn text(value: &str) -> Value {
@@ -295,56 +298,6 @@ fn what_two_types_would_cut_is_refused() {
 }
 
 #[test]
-fn an_array_is_rectangular() {
-    let list = |items: &[Value]| Value::Array(items.to_vec());
-    let (one, two) = (list(&[Value::Int(1)]), list(&[Value::Int(1), Value::Int(2)]));
-    assert_eq!(list(&[]).to_sql_text(&ty("int4[]")), Ok(Some("{}".to_owned())));
-    assert_eq!(
-        list(&[two.clone(), two.clone()]).to_sql_text(&ty("int4[]")),
-        Ok(Some(r#"{{"1","2"},{"1","2"}}"#.into()))
-    );
-    let deep = (0..5).fold(one.clone(), |inner, _| list(&[inner]));
-    assert!(deep.to_sql_text(&ty("int4[]")).is_ok());
-    for wrong in [
-        list(&[one.clone(), two]),
-        list(&[one.clone(), Value::Int(1)]),
-        list(&[Value::Null, one]),
-        list(&[list(&[])]),
-        list(&[deep]),
-    ] {
-        let mut found = error(&wrong, "int4[]");
-        while let ValueError::Element { source, .. } = found {
-            found = *source;
-        }
-        assert!(matches!(found, ValueError::Shape { .. }), "{wrong:?}");
-    }
-    assert!(matches!(error(&text("{{1},{1,2}}"), "int4[]"), ValueError::Shape { .. }));
-}
-
-#[test]
-fn an_array_takes_elements_of_its_type() {
-    let found = error(&Value::Array(vec![Value::Int(1), Value::Int(70_000)]), "int2[]");
-    assert_eq!(found.to_string(), "has a wrong element, number 2, which is out of the range of int2");
-    let found = error(&text("{1,x}"), "int2[]");
-    assert!(found.to_string().starts_with("has a wrong element, number 2, which is not a valid int2"), "{found}");
-}
-
-#[test]
-fn array_notation_is_read_as_postgres_writes_it() {
-    for (literal, name, elements) in [
-        ("{t,f,NULL}", "bool[]", vec![Value::Bool(true), Value::Bool(false), Value::Null]),
-        (r#"{"NULL",null,nulls,\null}"#, "text[]", vec![text("NULL"), Value::Null, text("nulls"), text("null")]),
-        (r#"{ a b , " c", "\"\\" ,d\  }"#, "text[]", vec![text("a b"), text(" c"), text("\"\\"), text("d ")]),
-        ("[-1:0]={1,2}", "int4[]", vec![Value::Int(1), Value::Int(2)]),
-        ("{(1,1),(0,0);(2,2),(1,1)}", "box[]", vec![text("(1,1),(0,0)"), text("(2,2),(1,1)")]),
-        (r#"{"[1,2)",empty}"#, "int4range[]", vec![text("[1,2)"), text("empty")]),
-        (r#"{"\\x00ff"}"#, "bytea[]", vec![Value::Bytes(vec![0, 255])]),
-    ] {
-        assert_eq!(Value::from_sql_text(Some(literal), &ty(name)), Ok(Value::Array(elements)), "{literal}");
-    }
-}
-
-#[test]
 fn an_unexpected_notation_is_an_error() {
     for (literal, name) in
         [("yes", "bool"), ("1.5", "int4"), ("abc", "bytea"), ("\\x0", "bytea"), ("x", "float8"), ("{1,2", "int4[]")]
@@ -352,76 +305,4 @@ fn an_unexpected_notation_is_an_error() {
         assert_eq!(Value::from_sql_text(Some(literal), &ty(name)), Err(ValueError::Unreadable { ty: ty(name) }));
     }
     assert_eq!(Value::from_sql_text(None, &SqlType::Int4), Ok(Value::Null));
-}
-
-/// A small generator (xorshift64*): the same values in every run, and no dependency.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn text(&mut self) -> String {
-        let alphabet: Vec<char> = "ab\\\"'{}(),;NUL null\t\n\u{1}äß😀".chars().collect();
-        (0..self.below(9)).map(|_| alphabet[self.below(alphabet.len() as u64) as usize]).collect()
-    }
-
-    fn scalar(&mut self, ty: &SqlType) -> Value {
-        if self.below(8) == 0 {
-            return Value::Null;
-        }
-        match ty {
-            SqlType::Bool => Value::Bool(self.below(2) == 0),
-            SqlType::Int2 => Value::Int(i64::from(self.next() as i16)),
-            SqlType::Int8 => Value::Int(self.next() as i64),
-            SqlType::Float4 => Value::Double(f64::from(f32::from_bits(self.next() as u32))),
-            SqlType::Float8 => Value::Double(f64::from_bits(self.next())),
-            SqlType::Bytea => Value::Bytes((0..self.below(9)).map(|_| self.next() as u8).collect()),
-            _ => Value::Text(self.text()),
-        }
-    }
-
-    fn array(&mut self, ty: &SqlType, dimensions: &[u64]) -> Value {
-        let Some((length, rest)) = dimensions.split_first() else { return self.scalar(ty) };
-        Value::Array((0..*length).map(|_| self.array(ty, rest)).collect())
-    }
-}
-
-/// NaN is equal to itself here, and the two zeros are not.
-fn same(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Double(one), Value::Double(other)) => {
-            (one.is_nan() && other.is_nan()) || one.to_bits() == other.to_bits()
-        }
-        (Value::Array(one), Value::Array(other)) => {
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
-        }
-        (one, other) => one == other,
-    }
-}
-
-#[test]
-fn random_values_come_back_from_their_text() {
-    let mut random = Random(0x0ddb_a11);
-    for name in ["bool", "int2", "int8", "float4", "float8", "bytea", "text", "shop.status", "box"] {
-        let element = ty(name);
-        let array = SqlType::Array(Box::new(element.clone()));
-        for _ in 0..2_000 {
-            let dimensions: Vec<u64> = (0..=random.below(3)).map(|_| 1 + random.below(3)).collect();
-            let (scalar, nested) = (random.scalar(&element), random.array(&element, &dimensions));
-            for (value, ty) in [(scalar, &element), (nested, &array)] {
-                let text = value.to_sql_text(ty).unwrap_or_else(|error| panic!("{value:?} {error}"));
-                let back = Value::from_sql_text(text.as_deref(), ty).expect("what was written can be read");
-                assert!(same(&value, &back), "{value:?} came back as {back:?} from {text:?}");
-            }
-        }
-    }
 }
