@@ -74,7 +74,7 @@ impl Server {
         let services = services(&config, &connector, catalog, reader.clone(), wake.clone());
 
         let (relay, status) = relay::spawn(&config, wake, shutdown.clone(), drain);
-        let (health, reporter) = ops::health::start(reader, status, shutdown.clone());
+        let (health, reporter) = ops::health::start(reader, status, shutdown.clone()).await;
         let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
 
         tracing::info!(address = %listener.local_addr()?, "serving");

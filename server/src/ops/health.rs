@@ -20,13 +20,15 @@ const EVERY: Duration = Duration::from_secs(1);
 const RELAY: &str = "outboxd.relay";
 const API: [&str; 3] = ["", outbox_service_server::SERVICE_NAME, event_service_server::SERVICE_NAME];
 
-/// Starts to report, until `shutdown`; from then on nothing serves.
-pub fn start(
+/// Starts to report, until `shutdown`; from then on nothing serves, as before the first look.
+pub async fn start(
     reader: Reader,
     relay: watch::Receiver<relay::Status>,
     shutdown: CancellationToken,
 ) -> (HealthServer<impl Health>, JoinHandle<()>) {
     let (reporter, server) = tonic_health::server::health_reporter();
+    set(&reporter, &API, false).await;
+    set(&reporter, &[RELAY], false).await;
     (server, tokio::spawn(report(reporter, reader, relay, shutdown)))
 }
 

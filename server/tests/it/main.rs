@@ -6,5 +6,6 @@ mod bad_input;
 mod catalog;
 mod commit;
 mod emit;
+mod outage;
 mod support;
 mod tidy;
