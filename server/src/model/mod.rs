@@ -1,4 +1,5 @@
 //! The domain's own types, free of gRPC, SQL and Kafka.
 
+pub mod commit;
 pub mod event;
 pub mod value;
