@@ -102,7 +102,7 @@ gone() { ! alive "$1"; }
 
 # stop_pid PID SECONDS: asks a process to end, and ends it when the time is over.
 stop_pid() {
-    alive "$1" || return 0
+    alive "${1:-}" || return 0
     kill -TERM "$1" 2>/dev/null || return 0
     wait_for "$2" gone "$1" && return 0
     warn "process $1 did not end within $2 s; killing it"
