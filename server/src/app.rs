@@ -25,69 +25,93 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// How often missing partitions are looked for; they are made days ahead.
 const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
 
-/// Serves until `shutdown` is cancelled, then drains: calls in progress and events in flight may end within
-/// `grpc.drain_ms`, then what is left is cut off.
+/// Prepares a server, takes the configured address and runs until `shutdown` is cancelled.
 ///
 /// # Errors
-/// When the database cannot be reached at start, a migration or the catalog does not hold, or the address is taken.
+/// As [`Server::prepare`] and [`Server::run`], or when the address is taken.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Failure> {
-    let connector = Connector::new(&config.database)?;
-    let mut connection = connector.connect().await?;
-    if config.database.migrate_at_start {
-        migrate::run(&mut connection).await?;
-    }
-    let catalog = match &config.catalog.dir {
-        Some(dir) => Catalog::load(dir, &mut connection).await?,
-        None => Catalog::empty(),
-    };
-    drop(connection);
-    tracing::info!(commands = catalog.names().count(), "catalog prepared");
-    let listener = TcpListener::bind(&config.grpc.listen).await?;
-    run(config, connector, catalog, listener, shutdown).await
+    let server = Server::prepare(config).await?;
+    let listener = TcpListener::bind(&server.config.grpc.listen).await?;
+    server.run(listener, shutdown).await
 }
 
-async fn run(
+/// A server whose database and catalog have been found in order.
+pub struct Server {
     config: Config,
     connector: Connector,
     catalog: Catalog,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<(), Failure> {
-    let drain = Duration::from_millis(config.grpc.drain_ms);
-    let wake = relay::Wake::new();
-    let reader = Reader::new(&connector, &config);
+}
+
+impl Server {
+    /// Connects, applies migrations if it may, and prepares the catalog. Binds nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or a migration or the catalog does not hold.
+    pub async fn prepare(config: Config) -> Result<Self, Failure> {
+        let connector = Connector::new(&config.database)?;
+        let mut connection = connector.connect().await?;
+        if config.database.migrate_at_start {
+            migrate::run(&mut connection).await?;
+        }
+        let catalog = match &config.catalog.dir {
+            Some(dir) => Catalog::load(dir, &mut connection).await?,
+            None => Catalog::empty(),
+        };
+        tracing::info!(commands = catalog.names().count(), "catalog prepared");
+        Ok(Self { config, connector, catalog })
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains: calls in progress and events in flight may end within
+    /// `grpc.drain_ms`, then what is left is cut off.
+    ///
+    /// # Errors
+    /// When the listener fails, or the relay finds a database that it must not trust.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Failure> {
+        let Self { config, connector, catalog } = self;
+        let drain = Duration::from_millis(config.grpc.drain_ms);
+        let wake = relay::Wake::new();
+        let reader = Reader::new(&connector, &config);
+        let services = services(&config, &connector, catalog, reader.clone(), wake.clone());
+
+        let (relay, status) = relay::spawn(&config, wake, shutdown.clone(), drain);
+        let (health, reporter) = ops::health::start(reader, status, shutdown.clone());
+        let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
+
+        tracing::info!(address = %listener.local_addr()?, "serving");
+        let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
+        let served = tokio::select! {
+            served = serving => served,
+            () = cut_off(&shutdown, drain) => {
+                tracing::warn!(?drain, "calls were still in progress after the time to drain");
+                Ok(())
+            }
+        };
+        shutdown.cancel();
+        let relayed = relay.await;
+        for task in [reporter, partitions] {
+            task.abort();
+        }
+        tracing::info!("stopped");
+        served?;
+        Ok(relayed??)
+    }
+}
+
+fn services(
+    config: &Config,
+    connector: &Connector,
+    catalog: Catalog,
+    reader: Reader,
+    wake: relay::Wake,
+) -> api::Services {
     let statements = Statements::new(&catalog, config.commit.result_rows_max);
     let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
-    let committed = wake.clone();
-    let committer = Committer::new(Arc::new(catalog), executor, config.commit.clone(), move || committed.wake());
-    let services = api::Services {
-        committer,
-        reader: reader.clone(),
+    api::Services {
+        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), move || wake.wake()),
+        reader,
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,
-    };
-
-    let (relay, status) = relay::spawn(&config, wake, shutdown.clone(), drain);
-    let (health, reporter) = ops::health::start(reader, status, shutdown.clone());
-    let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
-
-    tracing::info!(address = %listener.local_addr()?, "serving");
-    let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
-    let served = tokio::select! {
-        served = serving => served,
-        () = cut_off(&shutdown, drain) => {
-            tracing::warn!(?drain, "calls were still in progress after the time to drain");
-            Ok(())
-        }
-    };
-    shutdown.cancel();
-    let relayed = relay.await;
-    for task in [reporter, partitions] {
-        task.abort();
     }
-    tracing::info!("stopped");
-    served?;
-    Ok(relayed??)
 }
 
 async fn cut_off(shutdown: &CancellationToken, drain: Duration) {

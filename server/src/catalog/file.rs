@@ -223,3 +223,6 @@ fn parse_expect(text: &str) -> Option<RowExpectation> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

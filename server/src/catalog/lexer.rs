@@ -241,3 +241,6 @@ fn is_name_start(character: char) -> bool {
 fn is_operator(character: char) -> bool {
     "~!@#^&|`?+-*/%<>=".contains(character)
 }
+
+#[cfg(test)]
+mod tests;

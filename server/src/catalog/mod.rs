@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod lexer;
 mod prepare;
+mod rewrite;
 mod statement;
 mod types;
 
@@ -20,7 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 pub use bind::ParameterError;
 pub use error::{Error, Place, Problem};
@@ -49,6 +50,8 @@ impl Catalog {
     /// With every wrong place in all files, or with the first failure to read a file or reach the database.
     pub async fn load(dir: &Path, conn: &mut PgConnection) -> Result<Self, Error> {
         let sources = file::read_all(dir)?;
+        // A statement cached before a schema change would have the old types.
+        conn.clear_cached_statements().await?;
         let mut problems = Vec::new();
         let mut first_places = BTreeMap::new();
         let mut commands = BTreeMap::new();

@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Column as _, Either, Executor, PgConnection, SqlSafeSt
 use super::bind::NAMESPACE;
 use super::error::Problem;
 use super::file::{Declared, Source};
+use super::rewrite::Sql;
 use super::statement::{self, Statement, Verb};
 use super::types::{Resolved, Types};
 use super::{Column, Command, Parameter};
@@ -22,6 +23,9 @@ const TYPE_HINT: &str = "write its type out, as in `:name::uuid`";
 
 /// SQLSTATE `indeterminate_datatype` and `ambiguous_parameter`.
 const UNCLEAR_TYPE: [&str; 2] = ["42P18", "42P08"];
+
+/// The classes of SQLSTATE that tell of the connection or the server, whatever was asked.
+const DATABASE_CLASSES: [&str; 7] = ["08", "25", "40", "53", "55", "57", "58"];
 
 /// Prepares one command. The inner error is the operator's, the outer the database's.
 pub(super) async fn prepare(
@@ -192,10 +196,8 @@ impl Draft<'_> {
 
     /// What Postgres found wrong, at its place in the file; an error that is not about the statement stays one.
     fn problem(&self, error: sqlx::Error, sql: &Sql) -> Result<Box<Problem>, sqlx::Error> {
-        let about_statement = |error: &PgDatabaseError| {
-            // Classes 42 (syntax, access), 0A (not supported), 22 (data), 54 (limits): the statement's own fault.
-            ["42", "0A", "22", "54"].iter().any(|class| error.code().starts_with(class))
-        };
+        let about_statement =
+            |error: &PgDatabaseError| !DATABASE_CLASSES.iter().any(|class| error.code().starts_with(class));
         let Some(postgres) = error
             .as_database_error()
             .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
@@ -211,7 +213,8 @@ impl Draft<'_> {
         if let Some(detail) = postgres.detail() {
             message = format!("{message} ({})", self.with_names(detail));
         }
-        let hint = if UNCLEAR_TYPE.contains(&postgres.code()) { TYPE_HINT } else { postgres.hint().unwrap_or("") };
+        let unclear_type = UNCLEAR_TYPE.contains(&postgres.code()) || postgres.message().contains("type unknown");
+        let hint = if unclear_type { TYPE_HINT } else { postgres.hint().unwrap_or("") };
         Ok(self.at(offset, message, hint))
     }
 
@@ -235,49 +238,4 @@ impl Draft<'_> {
 fn oid(info: &sqlx::postgres::PgTypeInfo) -> Result<u32, sqlx::Error> {
     let unknown = || sqlx::Error::TypeNotFound { type_name: info.name().to_owned() };
     info.oid().map(|oid| oid.0).ok_or_else(unknown)
-}
-
-/// SQL that remembers which part of the command each part of it came from.
-#[derive(Default)]
-struct Sql {
-    text: String,
-    chars: usize,
-    pieces: Vec<Piece>,
-}
-
-struct Piece {
-    /// Its first character in the SQL.
-    start: usize,
-    /// The byte of the command that it stands for.
-    offset: usize,
-    /// The text, if it is the command's own.
-    own: Option<String>,
-}
-
-impl Sql {
-    /// Appends a part of the command, which begins at this byte of it.
-    fn push_source(&mut self, text: &str, offset: usize) {
-        self.append(text, offset, Some(text.to_owned()));
-    }
-
-    /// Appends something else, which stands for what begins at this byte.
-    fn push(&mut self, text: &str, offset: usize) {
-        self.append(text, offset, None);
-    }
-
-    fn append(&mut self, text: &str, offset: usize, own: Option<String>) {
-        self.pieces.push(Piece { start: self.chars, offset, own });
-        self.text.push_str(text);
-        self.chars += text.chars().count();
-    }
-
-    /// The byte of the command that this character stands for.
-    fn source_offset(&self, character: usize) -> usize {
-        let Some(piece) = self.pieces.iter().rev().find(|piece| piece.start <= character) else { return 0 };
-        let within = piece
-            .own
-            .as_ref()
-            .map_or(0, |text| text.char_indices().nth(character - piece.start).map_or(text.len(), |(byte, _)| byte));
-        piece.offset + within
-    }
 }

@@ -6,9 +6,14 @@
 //!
 //! Not here: whether tables and columns exist, and what types the parameters have.
 
+mod parameters;
+mod with_list;
+
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
-use super::RESERVED_PREFIX;
 use super::lexer::{self, Kind, Token};
 
 /// A command's SQL, taken apart. Ranges are bytes of the command's text.
@@ -52,12 +57,12 @@ pub(super) struct Fault {
 
 const ALLOWED: &str = "a command is one SELECT, INSERT, UPDATE, DELETE or MERGE, with CTEs if need be";
 
-/// Words in a subscript after which a colon begins a parameter, not the second half of a slice.
-const EXPRESSION_WORDS: [&str; 12] =
-    ["and", "or", "not", "when", "then", "else", "case", "in", "is", "like", "ilike", "between"];
-
 /// Takes a command's SQL apart.
 pub(super) fn parse(text: &str) -> Result<Statement, Fault> {
+    // On the way to Postgres it would end the text.
+    if let Some(offset) = text.find('\0') {
+        return Err(Fault { offset, message: "the character NUL".to_owned(), hint: "remove it" });
+    }
     let mut tokens = lexer::tokens(text).map_err(|unclosed| Fault {
         offset: unclosed.start,
         message: format!("this {} is never closed", unclosed.what),
@@ -68,7 +73,7 @@ pub(super) fn parse(text: &str) -> Result<Statement, Fault> {
     }
     let parser = Parser { text, tokens: &tokens };
     parser.check_marks()?;
-    let (with, main) = parser.with_list()?;
+    let (with, main) = parser.with_list(0)?;
     let verb = parser.verb(main)?;
     let (first, last) = (parser.tokens[main], parser.tokens[tokens.len() - 1]);
     let changes_in_ctes = with.as_ref().is_some_and(|with| with.changes);
@@ -86,13 +91,6 @@ pub(super) fn parse(text: &str) -> Result<Statement, Fault> {
 struct Parser<'a> {
     text: &'a str,
     tokens: &'a [Token],
-}
-
-struct With {
-    range: Range<usize>,
-    recursive: bool,
-    /// Does one of the CTEs insert, update, delete or merge?
-    changes: bool,
 }
 
 impl Parser<'_> {
@@ -152,72 +150,6 @@ impl Parser<'_> {
         }
     }
 
-    /// The leading WITH, and where the main statement begins.
-    fn with_list(&self) -> Result<(Option<With>, usize), Fault> {
-        if !self.is_word(0, "with") {
-            return Ok((None, 0));
-        }
-        let recursive = self.is_word(1, "recursive");
-        let first = if recursive { 2 } else { 1 };
-        let (mut at, mut changes) = (first, false);
-        loop {
-            let (next, cte_changes) = self.cte(at)?;
-            changes |= cte_changes;
-            if self.kind(next) == Some(Kind::Mark(',')) {
-                at = next + 1;
-                continue;
-            }
-            let range = self.tokens[first].start..self.tokens[next - 1].end;
-            return Ok((Some(With { range, recursive, changes }), next));
-        }
-    }
-
-    /// One `name [(columns)] as [[not] materialized] (statement) [search …] [cycle …]`: what comes after it, and
-    /// whether the statement changes rows.
-    fn cte(&self, name: usize) -> Result<(usize, bool), Fault> {
-        let malformed = |at| self.fault(at, "expected `name as (…)` in the WITH list", "");
-        if !matches!(self.kind(name), Some(Kind::Word | Kind::QuotedName)) {
-            return Err(malformed(name));
-        }
-        let unquoted = self.source(name).trim_matches('"').to_lowercase();
-        if unquoted.starts_with(RESERVED_PREFIX) {
-            let message = format!("CTE names beginning with `{RESERVED_PREFIX}` are reserved");
-            return Err(self.fault(name, message, "rename it"));
-        }
-        let mut at = name + 1;
-        if self.kind(at) == Some(Kind::Mark('(')) {
-            at = self.behind(at);
-        }
-        if !self.is_word(at, "as") {
-            return Err(malformed(at));
-        }
-        at += 1;
-        at += usize::from(self.is_word(at, "not"));
-        at += usize::from(self.is_word(at, "materialized"));
-        if self.kind(at) != Some(Kind::Mark('(')) {
-            return Err(malformed(at));
-        }
-        let changes = self.cte_changes(at + 1)?;
-        at = self.behind(at);
-        for (clause, last_word) in [("search", "set"), ("cycle", "using")] {
-            if self.is_word(at, clause) {
-                while at < self.tokens.len() && !self.is_word(at, last_word) {
-                    at += 1;
-                }
-                at += 2; // the word and the name behind it
-            }
-        }
-        Ok((at.min(self.tokens.len()), changes))
-    }
-
-    fn cte_changes(&self, start: usize) -> Result<bool, Fault> {
-        let at = self.past_parentheses(start);
-        if ["values", "table", "with"].iter().any(|word| self.is_word(at, word)) {
-            return Ok(false); // Postgres refuses a change in a WITH that is not at the top
-        }
-        self.verb(start).map(|verb| verb != Verb::Select)
-    }
-
     /// The kind of the statement that begins here, if it is allowed.
     fn verb(&self, start: usize) -> Result<Verb, Fault> {
         let at = self.past_parentheses(start);
@@ -272,43 +204,9 @@ impl Parser<'_> {
 
     /// FOR UPDATE, FOR NO KEY UPDATE, FOR SHARE or FOR KEY SHARE.
     fn locks_rows(&self) -> bool {
-        (0..self.tokens.len()).any(|at| {
-            self.is_reserved(at, "for")
-                && ["update", "no", "share", "key"].iter().any(|word| self.is_word(at + 1, word))
-        })
-    }
-
-    fn references(&self) -> Result<Vec<Reference>, Fault> {
-        let mut references = Vec::new();
-        let mut open = Vec::new();
-        for (index, token) in self.tokens.iter().enumerate() {
-            match token.kind {
-                Kind::Mark(mark @ ('(' | '[')) => open.push(mark),
-                Kind::Mark(')' | ']') => drop(open.pop()),
-                _ => {}
-            }
-            let in_subscript = open.last() == Some(&'[');
-            let adjacent = self.tokens.get(index + 1).filter(|next| next.kind == Kind::Word && next.start == token.end);
-            let Some(word) = adjacent.filter(|_| token.kind == Kind::Mark(':')) else { continue };
-            if in_subscript && self.ends_operand(index) {
-                continue;
-            }
-            let name = self.source(index + 1);
-            if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-                return Err(self.fault(index, "bad parameter name", "use letters, digits and _"));
-            }
-            references.push(Reference { name: name.to_owned(), range: token.start..word.end });
-        }
-        Ok(references)
-    }
-
-    /// Does an operand end right before this token? Then a colon here divides a slice, as in `items[first:last]`.
-    fn ends_operand(&self, index: usize) -> bool {
-        let Some(before) = index.checked_sub(1) else { return false };
-        match self.tokens[before].kind {
-            Kind::Word => !EXPRESSION_WORDS.iter().any(|word| self.is_word(before, word)),
-            Kind::QuotedName | Kind::String | Kind::Number | Kind::Mark(')' | ']') => true,
-            _ => false,
-        }
+        let strengths: [&[&str]; 4] = [&["update"], &["no", "key"], &["share"], &["key", "share"]];
+        (0..self.tokens.len())
+            .filter(|at| self.is_reserved(*at, "for"))
+            .any(|at| strengths.iter().any(|words| words.iter().zip(at + 1..).all(|(word, at)| self.is_word(at, word))))
     }
 }

@@ -1,0 +1,5 @@
+//! What the tests share: a server on a fresh database, its clients, and readable requests.
+
+pub(crate) mod proxy;
+pub(crate) mod request;
+pub(crate) mod server;
