@@ -1,4 +1,6 @@
 //! The domain's own types, free of gRPC, SQL and Kafka.
 
 pub mod event;
+pub mod progress;
+pub mod snapshot;
 pub mod value;

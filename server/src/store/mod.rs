@@ -1,1 +1,4 @@
-//! placeholder
+//! SQL: the only place besides `catalog` that knows it.
+
+pub mod migrate;
+pub mod relay;
