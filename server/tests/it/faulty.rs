@@ -43,6 +43,9 @@ pub(crate) struct Plan {
     pub(crate) paused: bool,
     /// Everything that was handed over.
     pub(crate) enqueued: Vec<Uuid>,
+    /// How many were handed over and not yet reported, and the most that ever were.
+    pub(crate) unreported: usize,
+    pub(crate) unreported_most: usize,
 }
 
 impl Faults {
@@ -86,6 +89,8 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
             plan.paused = false;
         }
         plan.enqueued.push(id);
+        plan.unreported += 1;
+        plan.unreported_most = plan.unreported_most.max(plan.unreported);
         let fault = plan.fail.get(&id).cloned();
         drop(plan);
         match fault {
@@ -97,9 +102,12 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
     }
 
     fn take(&mut self, reports: &mut Vec<Report>) {
-        if !self.faults.plan().hold_reports {
+        let mut plan = self.faults.plan();
+        if !plan.hold_reports {
+            let before = reports.len();
             reports.append(&mut self.reports);
             self.inner.take(reports);
+            plan.unreported -= reports.len() - before;
         }
     }
 
@@ -114,7 +122,9 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
         self.failed = false;
         let mut reports = std::mem::take(&mut self.reports);
         reports.append(&mut self.inner.reset().await);
-        if self.faults.plan().hold_reports {
+        let mut plan = self.faults.plan();
+        plan.unreported = 0;
+        if plan.hold_reports {
             reports.clear();
         }
         reports
