@@ -5,7 +5,6 @@ use outbox_server::{
     config,
     relay::{Error, Relay, publisher::Fault},
 };
-use rdkafka::message::Message as _;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use uuid::Uuid;
 
