@@ -1,12 +1,12 @@
 //! A server in this process, on a database and a port of its own.
 
-use std::{collections::HashMap, fs, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use outbox_harness::postgres::Database;
+use outbox_harness::{eventually, postgres::Database};
 use outbox_proto::v1::{event_service_client::EventServiceClient, outbox_service_client::OutboxServiceClient};
 use outbox_server::{app, config::Config};
-use sqlx::{Executor as _, PgPool};
-use tokio::net::TcpListener;
+use sqlx::{Executor as _, PgPool, postgres::PgPoolOptions};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -61,11 +61,14 @@ select :bool::bool as bool, :int2::int2 as int2, :int4::int4 as int4, :int8::int
 ";
 
 pub(crate) struct Server {
-    pub(crate) database: Arc<Database>,
+    pub(crate) url: String,
     pub(crate) pool: PgPool,
     pub(crate) channel: Channel,
     pub(crate) shutdown: CancellationToken,
+    running: Option<JoinHandle<()>>,
     catalog: PathBuf,
+    /// Dropped with the last server on it.
+    database: Option<Arc<Database>>,
 }
 
 impl Server {
@@ -77,23 +80,28 @@ impl Server {
     /// The same with other settings.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let database = Database::fresh().await;
-        let pool = database.pool().await;
+        Self::at(database.url.clone(), Some(Arc::new(database)), change).await
+    }
+
+    /// One on an empty database that is not of the tests' own server.
+    pub(crate) async fn at(url: String, database: Option<Arc<Database>>, change: impl FnOnce(&mut Config)) -> Self {
+        let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("the database can be reached");
         pool.execute(SCHEMA).await.expect("the schema can be made");
-        Self::on(Arc::new(database), pool, change).await
+        Self::on(url, database, pool, change).await
     }
 
     /// One more server on the same database.
     pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
-        Self::on(Arc::clone(&self.database), self.pool.clone(), change).await
+        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), change).await
     }
 
-    async fn on(database: Arc<Database>, pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
+    async fn on(url: String, database: Option<Arc<Database>>, pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
         let catalog = std::env::temp_dir().join(format!("outboxd-catalog-{}", Uuid::now_v7()));
         fs::create_dir(&catalog).expect("a folder can be made");
         fs::write(catalog.join("test.sql"), CATALOG).expect("a file can be written");
 
         let mut config = Config::default();
-        config.database.url.clone_from(&database.url);
+        config.database.url.clone_from(&url);
         config.catalog.dir = Some(catalog.clone());
         config.relay.enabled = false;
         change(&mut config);
@@ -104,8 +112,8 @@ impl Server {
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
         let shutdown = CancellationToken::new();
         let run = server.run(listener, shutdown.clone());
-        tokio::spawn(async move { run.await.expect("the server stops cleanly") });
-        Self { database, pool, channel, shutdown, catalog }
+        let running = tokio::spawn(async move { run.await.expect("the server stops cleanly") });
+        Self { url, pool, channel, shutdown, running: Some(running), catalog, database }
     }
 
     pub(crate) fn outbox(&self) -> OutboxServiceClient<Channel> {
@@ -116,6 +124,12 @@ impl Server {
         EventServiceClient::new(self.channel.clone())
     }
 
+    /// As SIGTERM would: asks the server to end, and waits until it has.
+    pub(crate) async fn stop(&mut self) {
+        self.shutdown.cancel();
+        self.running.take().expect("it is stopped once").await.expect("the server ends without a panic");
+    }
+
     /// One number from the database.
     pub(crate) async fn number(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&self.pool).await.expect("the query holds")
@@ -124,6 +138,15 @@ impl Server {
     pub(crate) async fn balance(&self, id: &str) -> i64 {
         let balance = sqlx::query_scalar("select balance from accounts where id = $1").bind(id);
         balance.fetch_one(&self.pool).await.expect("the account is there")
+    }
+
+    /// Waits until some statement of a slow command is running, or none is any more.
+    pub(crate) async fn until_sleeping(&self, sleeping: bool) {
+        let running = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+                       and query like '%pg_sleep%' and pid <> pg_backend_pid()";
+        let what = if sleeping { "a slow statement to run" } else { "every slow statement to end" };
+        eventually(what, Duration::from_secs(5), async || ((self.number(running).await > 0) == sleeping).then_some(()))
+            .await;
     }
 
     /// Stored requests and events: what a refused request must not add to.
