@@ -15,3 +15,4 @@ mod relay_share;
 mod relay_snapshot;
 mod support;
 mod tidy;
+mod trace;
