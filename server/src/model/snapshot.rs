@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn what_ended_between_two_snapshots_is_told() {
-        let (earlier, later) = (Snapshot::parse("10:15:10,12").expect("one"), Snapshot::parse("10:20:10").expect("one"));
+        let (earlier, later) =
+            (Snapshot::parse("10:15:10,12").expect("one"), Snapshot::parse("10:20:10").expect("one"));
         assert_eq!(earlier.ended_by(&later).collect::<Vec<_>>(), [12]);
     }
 

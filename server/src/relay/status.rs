@@ -21,6 +21,13 @@ pub struct Status {
     pub last_settled: Option<Instant>,
 }
 
+impl Status {
+    /// Whether it reaches both sides and every lane moves.
+    pub fn is_healthy(&self) -> bool {
+        self.connected && self.lanes_stopped.is_empty() && self.kafka_reachable != Some(false)
+    }
+}
+
 /// A lane that waits before an event that cannot be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoppedLane {

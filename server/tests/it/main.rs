@@ -7,6 +7,7 @@
 mod faulty;
 mod relay;
 mod relay_faults;
+mod relay_flush;
 mod relay_share;
 mod relay_snapshot;
 mod support;

@@ -30,7 +30,8 @@ async fn a_committed_event_reaches_kafka_as_a_cloudevent() {
     assert_eq!((published.len(), record.key()), (1, Some(&b"user-7"[..])));
     assert_eq!(record.payload(), Some(&b"{\"id\": 7}"[..]));
     let headers: Vec<_> = record.headers().expect("headers").iter().map(|h| h.key.to_owned()).collect();
-    let expected = "ce_specversion ce_id ce_source ce_type ce_time ce_subject content-type traceparent tracestate x-tenant";
+    let expected =
+        "ce_specversion ce_id ce_source ce_type ce_time ce_subject content-type traceparent tracestate x-tenant";
     assert_eq!(headers.join(" "), expected);
     let header = |name| kafka::header(record, name).expect("it is there");
     assert_eq!((header("ce_type"), header("ce_source")), ("user.activated".into(), "/users".into()));
@@ -53,8 +54,13 @@ async fn a_tombstone_and_an_event_without_a_key_are_published() {
 
     outbox.all_settled().await;
 
-    let mut published: Vec<_> =
-        outbox.published().await.0.iter().map(|r| (r.key().map(<[u8]>::to_vec), r.payload().map(<[u8]>::to_vec))).collect();
+    let mut published: Vec<_> = outbox
+        .published()
+        .await
+        .0
+        .iter()
+        .map(|r| (r.key().map(<[u8]>::to_vec), r.payload().map(<[u8]>::to_vec)))
+        .collect();
     published.sort();
     assert_eq!(published, [(None, Some(b"data".to_vec())), (Some(b"user-7".to_vec()), None)]);
     relay.stop().await;

@@ -135,6 +135,9 @@ impl<P: Publisher> Session<'_, P> {
 
     fn room(&self) -> (usize, usize) {
         let config = &self.settings.config;
-        ((config.in_flight_events_max / PAGES_PER_WINDOW).max(1), (config.in_flight_bytes_max / PAGES_PER_WINDOW).max(1))
+        (
+            (config.in_flight_events_max / PAGES_PER_WINDOW).max(1),
+            (config.in_flight_bytes_max / PAGES_PER_WINDOW).max(1),
+        )
     }
 }

@@ -116,12 +116,9 @@ impl<P: Publisher> Session<'_, P> {
             Ok(event) => {
                 StoppedLane { lane: number, event_id: event.id, topic: event.topic.to_owned(), reason: reason.into() }
             }
-            Err(_) => StoppedLane {
-                lane: number,
-                event_id: uuid::Uuid::nil(),
-                topic: String::new(),
-                reason: reason.into(),
-            },
+            Err(_) => {
+                StoppedLane { lane: number, event_id: uuid::Uuid::nil(), topic: String::new(), reason: reason.into() }
+            }
         };
         tracing::error!(
             lane = number,
