@@ -1,6 +1,6 @@
 //! Why a relay, or one session of it, ended.
 
-use crate::store::relay::row::Malformed;
+use crate::store::relay::{self as store, row::Malformed};
 
 /// Why the relay could not begin, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum Error {
     Standby,
     /// The database failed.
     #[error("the database failed: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[from] store::Error),
     /// The database did not answer in time.
     #[error("the database did not answer within {0:?}")]
     Timeout(std::time::Duration),

@@ -5,19 +5,21 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use tokio::task::JoinHandle;
 
 use super::Error;
-use crate::store::relay::fetch::{self, Now, Page, Request};
+use crate::store::relay::{
+    self as store, Connection,
+    fetch::{self, Now, Page, Request},
+};
 
 /// No read takes this long unless the database hangs.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reading side of a session.
 pub(super) struct Reader {
-    connection: Option<PgConnection>,
-    task: Option<JoinHandle<(PgConnection, Result<Answer, Error>)>>,
+    connection: Option<Connection>,
+    task: Option<JoinHandle<(Connection, Result<Answer, Error>)>>,
     answer: Option<Result<Answer, Error>>,
 }
 
@@ -38,7 +40,7 @@ pub(super) enum Answer {
 }
 
 impl Reader {
-    pub(super) fn new(connection: PgConnection) -> Self {
+    pub(super) fn new(connection: Connection) -> Self {
         Self { connection: Some(connection), task: None, answer: None }
     }
 
@@ -93,7 +95,7 @@ impl Drop for Reader {
     }
 }
 
-async fn read(connection: &mut PgConnection, question: Question) -> sqlx::Result<Answer> {
+async fn read(connection: &mut Connection, question: Question) -> Result<Answer, store::Error> {
     match question {
         Question::Poll(number) => Ok(Answer::Poll(number, fetch::now(connection).await?)),
         Question::Page(request) => {

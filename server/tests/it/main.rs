@@ -11,6 +11,7 @@ mod emit;
 mod outage;
 mod relay;
 mod relay_faults;
+mod relay_flush;
 mod relay_share;
 mod relay_snapshot;
 mod support;

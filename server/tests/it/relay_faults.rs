@@ -111,22 +111,43 @@ async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_stops_its_lane_until_it_is_there_and_no_other() {
     let outbox = Outbox::fresh("there", 1).await;
-    let missing = format!("missing-{}", Uuid::now_v7().simple());
-    let first = emit_to(&outbox, &missing, "a", "1").await;
-    let second = emit_to(&outbox, &missing, "a", "2").await;
+    let late = kafka::fresh_topic("late", 1).await;
+    let first = emit_to(&outbox, &late, "a", "1").await;
+    let second = emit_to(&outbox, &late, "a", "2").await;
     outbox.emit(50, 5).await;
-    let mut relay = outbox.relay();
+    let faults = Faults::default();
+    faults.change(|plan| {
+        plan.missing.insert(late.clone());
+    });
+    let mut relay = faulty(&outbox, &faults);
 
     relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == first)).await;
-    let settled = async || (outbox.unsettled().await == 2).then_some(());
-    eventually("the other topic's events are settled", PATIENCE, settled).await;
-    outbox.assert_all_published_in_order().await;
+    outbox.emit(50, 5).await;
+    let lane = "select lane from outbox.events where topic = $1 limit 1";
+    let lane: i16 = sqlx::query_scalar(lane).bind(&late).fetch_one(&mut outbox.connect().await).await.expect("it is");
+    let others = async || (outbox.unsettled_besides(lane).await == 0).then_some(());
+    eventually("the other lanes' events are settled", PATIENCE, others).await;
+    assert!(!relay.status.borrow().is_healthy());
 
-    kafka::create_topic(&missing, 1, &[]).await;
+    faults.change(|plan| plan.missing.clear());
     outbox.all_settled().await;
-    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&missing)).await.expect("it can be read");
+    outbox.assert_all_published_in_order().await;
+    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&late)).await.expect("it can be read");
     assert_eq!(crate::support::outbox::Published(records).by_key()[&Some(b"a".to_vec())], [first, second]);
     relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
+    relay.stop().await;
+}
+
+/// Kafka's own refusal: no topic can have this name, though its characters are right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_kafka_refuses_stops_its_lane() {
+    let outbox = Outbox::fresh("refused", 1).await;
+    let refused = emit_to(&outbox, "..", "a", "1").await;
+    let mut relay = outbox.relay();
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == refused)).await;
+    let reason = relay.status.borrow().lanes_stopped[0].reason.clone();
+    assert!(reason.contains("InvalidTopic"), "{reason}");
     relay.stop().await;
 }
 

@@ -16,7 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +29,7 @@ use super::{
     trace::Spans,
     window::Window,
 };
-use crate::store::relay::{self as store, lease::Mark};
+use crate::store::relay::{self as store, Connection, lease::Mark};
 
 /// A session.
 pub(super) struct Session<'a, P> {
@@ -38,7 +37,7 @@ pub(super) struct Session<'a, P> {
     publisher: &'a mut P,
     wake: &'a Wake,
     status: &'a watch::Sender<Status>,
-    control: PgConnection,
+    control: Connection,
     reader: Reader,
     lease: Lease,
     lanes: Lanes,
@@ -174,7 +173,7 @@ impl<'a, P: Publisher> Session<'a, P> {
     }
 }
 
-async fn connect(settings: &Settings) -> Result<PgConnection, Error> {
+async fn connect(settings: &Settings) -> Result<Connection, Error> {
     let mut connection = store::connect(&settings.database_url).await?;
     let identity = store::identity::read(&mut connection).await?;
     if identity.standby {
@@ -187,7 +186,7 @@ async fn connect(settings: &Settings) -> Result<PgConnection, Error> {
 }
 
 async fn enter(
-    control: &mut PgConnection,
+    control: &mut Connection,
     settings: &Settings,
     ttl: Duration,
 ) -> Result<(Instant, Mark, Vec<store::progress::LaneRow>), Error> {

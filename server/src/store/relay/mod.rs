@@ -11,7 +11,13 @@ pub mod row;
 
 use std::str::FromStr as _;
 
-use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection as _, Executor as _, postgres::PgConnectOptions};
+
+/// The relay's connection.
+pub use sqlx::PgConnection as Connection;
+
+/// Why a statement failed.
+pub use sqlx::Error;
 
 /// Opens a connection for the relay.
 ///
@@ -20,14 +26,14 @@ use sqlx::{Connection as _, Executor as _, PgConnection, postgres::PgConnectOpti
 ///
 /// # Errors
 /// When the server cannot be reached or the URL is none.
-pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
+pub async fn connect(url: &str) -> Result<Connection, Error> {
     let options = PgConnectOptions::from_str(url)?.application_name("outboxd relay");
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut connection = Connection::connect_with(&options).await?;
     connection.execute("set synchronous_commit = on; set default_transaction_isolation = 'read committed'").await?;
     Ok(connection)
 }
 
 /// A row that does not have the shape its statement asks for.
-pub(crate) fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(error))
+pub(crate) fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Decode(Box::new(error))
 }

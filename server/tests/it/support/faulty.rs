@@ -2,7 +2,7 @@
 //! stopped in its tracks.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) hold_reports: bool,
     /// Records that fail, each by this fault.
     pub(crate) fail: HashMap<Uuid, Fault>,
+    /// Topics that are not there.
+    pub(crate) missing: HashSet<String>,
     /// Stops the calling thread in front of this record, once.
     pub(crate) pause_before: Option<Uuid>,
     /// Whether it stands there.
@@ -75,7 +77,10 @@ impl<P: Publisher> Faulty<P> {
 
 impl<P: Publisher + Sync> Publisher for Faulty<P> {
     fn topic(&mut self, topic: &str) -> Topic {
-        self.inner.topic(topic)
+        match self.faults.plan().missing.contains(topic) {
+            true => Topic::Missing("it is not there, for the test".into()),
+            false => self.inner.topic(topic),
+        }
     }
 
     fn enqueue(&mut self, record: &Record<'_>, token: usize) -> Result<(), Refusal> {

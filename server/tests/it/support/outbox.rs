@@ -78,6 +78,15 @@ impl Outbox {
             .expect("events can be counted")
     }
 
+    /// The same, in all lanes but one.
+    pub(crate) async fn unsettled_besides(&self, lane: i16) -> i64 {
+        sqlx::query_scalar("select count(*) from outbox.events e where lane <> $1 and not outbox.is_settled(e)")
+            .bind(lane)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .expect("events can be counted")
+    }
+
     /// Waits until progress has passed every event.
     pub(crate) async fn all_settled(&self) {
         let settled = async || (self.unsettled().await == 0).then_some(());
