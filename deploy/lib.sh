@@ -96,13 +96,16 @@ wait_for() {
     done
 }
 
-# True when process $1 is there and no zombie.
-alive() { [ -n "${1:-}" ] && [[ "$(ps -o stat= -p "$1" 2>/dev/null)" == [!Z]* ]]; }
+# True when process $1 is there and no zombie. From /proc, because a minimal system has no ps.
+alive() { [ -n "${1:-}" ] && grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$1/status"; }
 gone() { ! alive "$1"; }
+
+# The command line of process $1.
+command_line() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline"; }
 
 # stop_pid PID SECONDS: asks a process to end, and ends it when the time is over.
 stop_pid() {
-    alive "$1" || return 0
+    alive "${1:-}" || return 0
     kill -TERM "$1" 2>/dev/null || return 0
     wait_for "$2" gone "$1" && return 0
     warn "process $1 did not end within $2 s; killing it"

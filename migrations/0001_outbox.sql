@@ -40,7 +40,10 @@ create table outbox.events (
     subject      text,
     data         bytea,
     content_type text,
-    headers      jsonb,
+    -- Free headers by name; the names of the record's own are refused, or a consumer would read a false id.
+    headers      jsonb       check (jsonb_typeof(headers) = 'object'
+                                    and not headers ?| array['', 'content-type', 'traceparent', 'tracestate']
+                                    and not headers @? '$.keyvalue().key ? (@ starts with "ce_")'),
     time         timestamptz not null,
     traceparent  text,
     tracestate   text,
@@ -71,7 +74,8 @@ create table outbox.relays (
 
 -- A lane is settled up to `snapshot`: every event that it sees is acknowledged by Kafka. While the relay works
 -- through what `target` sees beyond it, `position` is the last settled place of the lane within that range.
--- `floor` is below the position of every event whose transaction began after `snapshot` was taken.
+-- `floor` is below the position of every event whose transaction's id is not below the snapshot's xmax. That is more
+-- than those that began later: xmax follows the newest *completed* transaction, so a running one may lie beyond it.
 create table outbox.progress (
     lane            smallint    primary key,
     owner           uuid        references outbox.relays (instance) on delete set null,

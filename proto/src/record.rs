@@ -74,8 +74,29 @@ pub fn is_free_header(name: &str) -> bool {
     !name.is_empty() && !name.starts_with(ATTRIBUTE_PREFIX) && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
 }
 
-impl Attributes {
-    /// Calls `put` with each header's name and value, CloudEvents attributes first and free headers last.
+/// The attributes of an event that is stored elsewhere, to be encoded without copying them.
+#[derive(Clone, Copy, Debug)]
+pub struct AttributesRef<'a> {
+    /// The event's id.
+    pub id: Uuid,
+    /// CloudEvents `source`.
+    pub source: &'a str,
+    /// CloudEvents `type`.
+    pub event_type: &'a str,
+    /// CloudEvents `subject`.
+    pub subject: Option<&'a str>,
+    /// CloudEvents `time`.
+    pub time: Option<DateTime<Utc>>,
+    /// Media type of the payload.
+    pub content_type: Option<&'a str>,
+    /// W3C `traceparent` of the event's creation.
+    pub traceparent: Option<&'a str>,
+    /// W3C `tracestate`.
+    pub tracestate: Option<&'a str>,
+}
+
+impl AttributesRef<'_> {
+    /// Calls `put` with each attribute's header name and value. Free headers, which come last, are the caller's.
     pub fn encode(&self, mut put: impl FnMut(&str, &[u8])) {
         let mut id = Uuid::encode_buffer();
         put(CE_SPEC_VERSION, SPEC_VERSION.as_bytes());
@@ -86,16 +107,33 @@ impl Attributes {
             put(CE_TIME, time.to_rfc3339_opts(SecondsFormat::Micros, true).as_bytes());
         }
         let optional = [
-            (CE_SUBJECT, &self.subject),
-            (CONTENT_TYPE, &self.content_type),
-            (TRACEPARENT, &self.traceparent),
-            (TRACESTATE, &self.tracestate),
+            (CE_SUBJECT, self.subject),
+            (CONTENT_TYPE, self.content_type),
+            (TRACEPARENT, self.traceparent),
+            (TRACESTATE, self.tracestate),
         ];
         for (name, value) in optional {
             if let Some(value) = value {
                 put(name, value.as_bytes());
             }
         }
+    }
+}
+
+impl Attributes {
+    /// Calls `put` with each header's name and value, CloudEvents attributes first and free headers last.
+    pub fn encode(&self, mut put: impl FnMut(&str, &[u8])) {
+        let attributes = AttributesRef {
+            id: self.id,
+            source: &self.source,
+            event_type: &self.event_type,
+            subject: self.subject.as_deref(),
+            time: self.time,
+            content_type: self.content_type.as_deref(),
+            traceparent: self.traceparent.as_deref(),
+            tracestate: self.tracestate.as_deref(),
+        };
+        attributes.encode(&mut put);
         for (name, value) in &self.headers {
             put(name, value);
         }

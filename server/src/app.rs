@@ -10,7 +10,8 @@ use crate::{
     catalog::Catalog,
     commit::Committer,
     config::Config,
-    ops, relay,
+    ops,
+    relay::{Relay, Wake},
     store::{
         self,
         commit::{Executor, Statements},
@@ -69,11 +70,15 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Failure> {
         let Self { config, connector, catalog } = self;
         let drain = Duration::from_millis(config.grpc.drain_ms);
-        let wake = relay::Wake::new();
+        let relay = match config.relay.enabled {
+            true => Some(Relay::new(config.relay.clone(), &config.kafka, &config.database)?),
+            false => None,
+        };
+        let (wake, status) = relay.as_ref().map(|relay| (relay.wake(), relay.status())).unzip();
         let reader = Reader::new(&connector, &config);
-        let services = services(&config, &connector, catalog, reader.clone(), wake.clone());
+        let services = services(&config, &connector, catalog, reader.clone(), wake);
 
-        let (relay, status) = relay::spawn(&config, wake, shutdown.clone(), drain);
+        let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status, shutdown.clone()).await;
         let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
 
@@ -87,13 +92,16 @@ impl Server {
             }
         };
         shutdown.cancel();
-        let relayed = relay.await;
+        let relayed = match relaying {
+            Some(relaying) => relaying.await?,
+            None => Ok(()),
+        };
         for task in [reporter, partitions] {
             task.abort();
         }
         tracing::info!("stopped");
         served?;
-        Ok(relayed??)
+        Ok(relayed?)
     }
 }
 
@@ -102,12 +110,17 @@ fn services(
     connector: &Connector,
     catalog: Catalog,
     reader: Reader,
-    wake: relay::Wake,
+    wake: Option<Wake>,
 ) -> api::Services {
     let statements = Statements::new(&catalog, config.commit.result_rows_max);
     let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
+    let committed = move || {
+        if let Some(wake) = &wake {
+            wake.wake();
+        }
+    };
     api::Services {
-        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), move || wake.wake()),
+        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), committed),
         reader,
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,

@@ -86,6 +86,17 @@ impl Running {
         self.child.wait().expect("the process can be waited for");
     }
 
+    /// SIGTERM, and waits until the process has ended.
+    ///
+    /// # Panics
+    /// When it ends with an error.
+    pub fn end(mut self) {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill can be run");
+        assert!(asked.success(), "the process cannot be signalled");
+        let status = self.child.wait().expect("the process can be waited for");
+        assert!(status.success(), "outboxd ended with {status}");
+    }
+
     /// User and system time that it has used so far.
     pub fn cpu(&self) -> Duration {
         const TICKS_PER_SECOND: u64 = 100;

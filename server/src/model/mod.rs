@@ -2,4 +2,6 @@
 
 pub mod commit;
 pub mod event;
+pub mod progress;
+pub mod snapshot;
 pub mod value;

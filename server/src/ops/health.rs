@@ -1,7 +1,8 @@
 //! gRPC health: whether the API can commit, and, apart from that, whether the relay gets on.
 //!
 //! The API (service `""` and the services' names) serves while the database answers: commits go on while only Kafka
-//! is down. `outboxd.relay` serves while the relay has no lane stopped and reaches both sides.
+//! is down. `outboxd.relay` serves while this process
+//! relays, has no lane stopped and reaches both sides.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const API: [&str; 3] = ["", outbox_service_server::SERVICE_NAME, event_service_s
 /// Starts to report, until `shutdown`; from then on nothing serves, as before the first look.
 pub async fn start(
     reader: Reader,
-    relay: watch::Receiver<relay::Status>,
+    relay: Option<watch::Receiver<relay::Status>>,
     shutdown: CancellationToken,
 ) -> (HealthServer<impl Health>, JoinHandle<()>) {
     let (reporter, server) = tonic_health::server::health_reporter();
@@ -35,7 +36,7 @@ pub async fn start(
 async fn report(
     reporter: HealthReporter,
     reader: Reader,
-    relay: watch::Receiver<relay::Status>,
+    relay: Option<watch::Receiver<relay::Status>>,
     shutdown: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(EVERY);
@@ -47,7 +48,7 @@ async fn report(
             tracing::warn!(reachable, "the database's state has changed");
         }
         set(&reporter, &API, reachable).await;
-        let healthy = relay.borrow().is_healthy();
+        let healthy = relay.as_ref().is_some_and(|relay| relay.borrow().is_healthy());
         set(&reporter, &[RELAY], healthy).await;
     }
     set(&reporter, &API, false).await;

@@ -1,37 +1,159 @@
-//! tmp
-#![allow(missing_docs)]
-use tokio::{sync::watch, task::JoinHandle};
-#[derive(Clone)]
-pub struct Wake;
-impl Wake {
-    pub fn new() -> Self {
-        Wake
-    }
-    pub fn wake(&self) {}
+//! Publishes what the outbox holds: reads committed events from Postgres, hands them to Kafka, and writes down how far
+//! it got.
+//!
+//! Invariant: a lane's written progress never passes an event that Kafka has not acknowledged, and per key events are
+//! enqueued in commit order, without gaps, from written progress on. Whatever dies can therefore only repeat.
+//! `session` holds the loop; everything it remembers dies with its database connections. It deliberately never changes
+//! an event, and knows nothing of the gRPC side.
+
+mod error;
+pub mod kafka;
+mod lane;
+mod lease;
+mod properties;
+pub mod publisher;
+mod reader;
+mod session;
+mod status;
+mod trace;
+mod wake;
+mod window;
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use self::{
+    error::Error,
+    status::{Status, StoppedLane},
+    wake::Wake,
+};
+use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session};
+use crate::config;
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// A relay, ready to run.
+pub struct Relay<P = Kafka> {
+    settings: Settings,
+    publisher: P,
+    wake: Wake,
+    status: watch::Sender<Status>,
 }
-#[derive(Clone, Default)]
-pub struct Status;
-impl Status {
-    pub fn is_healthy(&self) -> bool {
-        true
+
+/// What does not change while it runs.
+pub(crate) struct Settings {
+    config: config::Relay,
+    database_url: String,
+    connect_timeout: Duration,
+    instance: Uuid,
+    host: String,
+}
+
+impl Relay<Kafka> {
+    /// Checks the configuration and makes the producer; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Property`] and [`Error::Producer`].
+    pub fn new(relay: config::Relay, kafka: &config::Kafka, database: &config::Database) -> Result<Self, Error> {
+        let publisher = Kafka::new(&properties::all(&relay, kafka)?)?;
+        Ok(Self::with_publisher(relay, database, publisher))
     }
 }
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct Error;
-pub fn spawn(
-    _c: &crate::config::Config,
-    _w: Wake,
-    s: tokio_util::sync::CancellationToken,
-    _d: std::time::Duration,
-) -> (JoinHandle<Result<(), Error>>, watch::Receiver<Status>) {
-    let (tx, rx) = watch::channel(Status);
-    (
-        tokio::spawn(async move {
-            s.cancelled().await;
-            drop(tx);
-            Ok(())
-        }),
-        rx,
-    )
+
+impl<P: Publisher> Relay<P> {
+    /// A relay that publishes elsewhere.
+    pub fn with_publisher(config: config::Relay, database: &config::Database, publisher: P) -> Self {
+        let settings = Settings {
+            config,
+            database_url: database.url.clone(),
+            connect_timeout: Duration::from_millis(database.connect_timeout_ms),
+            instance: Uuid::now_v7(),
+            host: std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".into()),
+        };
+        Self { settings, publisher, wake: Wake::default(), status: watch::Sender::default() }
+    }
+
+    /// A handle to wake it with.
+    pub fn wake(&self) -> Wake {
+        self.wake.clone()
+    }
+
+    /// Its state from now on.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// What it publishes with, for a wrapper around it.
+    pub fn into_publisher(self) -> P {
+        self.publisher
+    }
+
+    /// The id that its leases carry.
+    pub fn instance(&self) -> Uuid {
+        self.settings.instance
+    }
+
+    /// Relays until `shutdown`, then lets what is in flight settle for at most `drain`, and gives its lanes back.
+    /// Dropping the future is like a crash: what is in flight will be repeated, the lanes are free when the lease ends.
+    ///
+    /// # Errors
+    /// [`Error::Identity`]: it must not run on this database. Everything else it waits out.
+    pub async fn run(mut self, shutdown: CancellationToken, drain: Duration) -> Result<(), Error> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let Some(ended) = shutdown.run_until_cancelled(self.open()).await else { return Ok(()) };
+            let ended = match ended {
+                Ok(mut session) => {
+                    let began = Instant::now();
+                    let ended = session.run(&shutdown, drain).await;
+                    drop(session);
+                    // What a session had enqueued is abandoned before anything is read again.
+                    self.publisher.reset().await;
+                    if began.elapsed() > PAUSE_MAX {
+                        pause = PAUSE_MIN;
+                    }
+                    ended
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return Ok(()) };
+            self.tell(&error);
+            match error.remedy() {
+                Remedy::Stop => {
+                    tracing::error!(%error, "the relay stops");
+                    return Err(error);
+                }
+                Remedy::Again => tracing::warn!(%error, "the relay begins anew"),
+                Remedy::Later => {
+                    tracing::warn!(%error, pause_ms = pause.as_millis(), "the relay begins anew after a pause");
+                    if shutdown.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+                        return Ok(());
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Session<'_, P>, Error> {
+        Session::open(&self.settings, &mut self.publisher, &self.wake, &self.status).await
+    }
+
+    fn tell(&self, error: &Error) {
+        let kafka_reachable = self.publisher.reachable();
+        self.status.send_modify(|status| {
+            let last_error = Some(error.to_string());
+            *status = Status { last_error, kafka_reachable, last_settled: status.last_settled, ..Status::default() };
+        });
+    }
+}
+
+/// Between half of it and all of it, so that relays that failed together do not return together.
+fn jittered(pause: Duration) -> Duration {
+    let random = Uuid::now_v7().as_u128() & 0xffff;
+    pause / 2 + pause / 2 * u32::try_from(random).unwrap_or(0) / 0x1_0000
 }

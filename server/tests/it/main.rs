@@ -1,4 +1,6 @@
 //! outboxd's server against a real Postgres and a real Kafka. One binary, so that it links once.
+//!
+//! `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS` name them; `deploy/test` sets both.
 
 #![allow(missing_docs, clippy::expect_used, clippy::unwrap_used, reason = "a test says what fails by failing")]
 
@@ -7,5 +9,11 @@ mod catalog;
 mod commit;
 mod emit;
 mod outage;
+mod relay;
+mod relay_faults;
+mod relay_flush;
+mod relay_share;
+mod relay_snapshot;
 mod support;
 mod tidy;
+mod trace;

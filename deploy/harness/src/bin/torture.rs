@@ -154,8 +154,9 @@ async fn call(run: Arc<Run>, caller: usize) {
     let mut random = StdRng::seed_from_u64(run.seed.wrapping_add(1 + caller as u64));
     let zipf = Zipf::new(run.options.keys);
     let mut clients: Vec<_> = run.servers.iter().map(|s| OutboxServiceClient::new(s.channel())).collect();
-    let mut server = caller % clients.len();
+    let mut server = caller;
     while run.started.fetch_add(1, Ordering::Relaxed) < run.options.commits {
+        server = (server + 1) % clients.len();
         let key = zipf.draw(&mut random);
         let request = request(&run.topic, key);
         loop {

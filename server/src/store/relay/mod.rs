@@ -1,1 +1,39 @@
-//! tmp
+//! The relay's statements: leases, progress, and reading events.
+//!
+//! Each function is one statement of one purpose on a connection that the relay holds. A statement that fails leaves
+//! the caller to throw the connection and everything it remembers away. Nothing here decides what to do next.
+
+pub mod fetch;
+pub mod identity;
+pub mod lease;
+pub mod progress;
+pub mod row;
+
+use std::str::FromStr as _;
+
+use sqlx::{Connection as _, Executor as _, postgres::PgConnectOptions};
+
+/// The relay's connection.
+pub use sqlx::PgConnection as Connection;
+
+/// Why a statement failed.
+pub use sqlx::Error;
+
+/// Opens a connection for the relay.
+///
+/// Commits on it are flushed before they are answered, whatever the database's default: the relay publishes what it
+/// has read only after such a commit. Each statement takes its own snapshot.
+///
+/// # Errors
+/// When the server cannot be reached or the URL is none.
+pub async fn connect(url: &str) -> Result<Connection, Error> {
+    let options = PgConnectOptions::from_str(url)?.application_name("outboxd relay");
+    let mut connection = Connection::connect_with(&options).await?;
+    connection.execute("set synchronous_commit = on; set default_transaction_isolation = 'read committed'").await?;
+    Ok(connection)
+}
+
+/// A row that does not have the shape its statement asks for.
+pub(crate) fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Decode(Box::new(error))
+}

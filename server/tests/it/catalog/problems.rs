@@ -1,7 +1,7 @@
 //! Catalogs that are refused, each with the place of what is wrong.
 
 use outbox_server::catalog::{Catalog, Error};
-use sqlx::PgConnection;
+use sqlx::{Executor as _, PgConnection};
 
 use super::{Folder, load, shop};
 
@@ -34,6 +34,13 @@ async fn what_postgres_refuses_is_told_with_file_line_and_column() {
             "a.sql:3:7: column \"vists\" of relation \"users\" does not exist",
         ),
         ("select :a as ä,\n 'ü', wrong from shop.users", "a.sql:3:7: column \"wrong\" does not exist"),
+        ("select 'üü', :a, wrong from shop.users", "a.sql:2:18: column \"wrong\" does not exist"),
+        // Wrong only in the form that runs.
+        (
+            "insert into shop.ruled values (:a)",
+            "a.sql:2:1: DO ALSO rules are not supported for data-modifying statements in WITH",
+        ),
+        ("select 1, nowhere.f()", "a.sql:2:11: schema \"nowhere\" does not exist"),
         ("select * from nowhere", "a.sql:2:15: relation \"nowhere\" does not exist"),
         (
             "select 1 where\n :a is null",
@@ -126,5 +133,14 @@ async fn a_lost_database_is_no_problem_of_the_files() {
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut conn).await.expect("it answers");
     sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(&mut other).await.expect("it can be ended");
     let error = load("-- name: a\nselect 1", &mut conn).await.expect_err("the connection is gone");
+    assert!(matches!(error, Error::Database(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusing_server_is_no_problem_of_the_files() {
+    let (_database, mut conn) = shop().await;
+    let aborted = conn.execute("begin; select 1 / 0").await;
+    assert!(aborted.is_err());
+    let error = load("-- name: a\nselect 1", &mut conn).await.expect_err("the transaction is aborted");
     assert!(matches!(error, Error::Database(_)), "{error}");
 }

@@ -1,0 +1,58 @@
+//! How far a lane has been relayed: a small state machine.
+//!
+//! `Idle`: everything that `seen` sees is done. `Draining`: of what `target` sees beyond `seen`, everything up to
+//! `position` is done. The relay keeps two of these per lane: how far it has read, and how far it has settled.
+//! It deliberately knows nothing of leases.
+
+use super::snapshot::Snapshot;
+
+/// A place in a lane's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything that `base` sees is done.
+    Idle(Base),
+    /// Working through what `target` sees and `base` does not.
+    Draining {
+        /// What was done before.
+        base: Base,
+        /// What will be done after.
+        target: Base,
+        /// Everything in the range up to here is done; 0 at its start.
+        position: i64,
+    },
+}
+
+/// A snapshot, and a bound that spares the relay from looking at what it sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// What is seen.
+    pub seen: Snapshot,
+    /// Below the position of every event of a transaction whose id is not below the snapshot's xmax.
+    pub floor: i64,
+}
+
+impl Progress {
+    /// Starts on what `target` sees.
+    ///
+    /// # Panics
+    /// When it is draining already: a range is finished before the next begins.
+    #[must_use]
+    pub fn start(&self, target: Base) -> Self {
+        match self {
+            Self::Idle(base) => Self::Draining { base: base.clone(), target, position: 0 },
+            Self::Draining { .. } => panic!("a lane's range is finished before its next one starts"),
+        }
+    }
+
+    /// The same range, done up to `position`; `None` when it is all done.
+    #[must_use]
+    pub fn reach(&self, position: Option<i64>) -> Self {
+        match (self, position) {
+            (Self::Draining { base, target, .. }, Some(position)) => {
+                Self::Draining { base: base.clone(), target: target.clone(), position }
+            }
+            (Self::Draining { target, .. }, None) => Self::Idle(target.clone()),
+            (Self::Idle(_), _) => self.clone(),
+        }
+    }
+}

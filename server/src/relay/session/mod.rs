@@ -1,0 +1,206 @@
+//! One session of the relay: from connecting to the first database error, lost lease or shutdown.
+//!
+//! `run_once` does what there is to do, in the order of an event's way: leases, reading, sending, settling. `run` waits
+//! in between. Everything it remembers of the database is only as good as its connections, and is dropped with them:
+//! after a database crash, transactions and positions that were never durable may be given out again. It deliberately
+//! does not reconnect: `Relay::run` does.
+
+mod reading;
+mod recovery;
+mod sending;
+mod settling;
+mod upkeep;
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::{reading::Pace, recovery::Care};
+use super::{
+    Error, Settings, Status, Wake,
+    lane::{Lanes, State},
+    lease::Lease,
+    publisher::{Publisher, Report},
+    reader::Reader,
+    trace::Spans,
+    window::Window,
+};
+use crate::store::relay::{self as store, Connection, lease::Mark};
+
+/// A session.
+pub(super) struct Session<'a, P> {
+    settings: &'a Settings,
+    publisher: &'a mut P,
+    wake: &'a Wake,
+    status: &'a watch::Sender<Status>,
+    control: Connection,
+    reader: Reader,
+    lease: Lease,
+    lanes: Lanes,
+    window: Window,
+    spans: Spans,
+    pace: Pace,
+    care: Care,
+    /// What was marked when the running poll began.
+    poll_mark: Mark,
+    /// Counts the snapshots taken.
+    round: u64,
+    /// The last snapshot before which everything it saw has been flushed.
+    flushed_round: u64,
+    draining: bool,
+    /// When to write the progress of lanes that had no events.
+    write_at: Instant,
+    reports: Vec<Report>,
+    /// When Kafka last moved, or there was nothing for it to move.
+    last_movement: Instant,
+    last_warning: Option<Instant>,
+}
+
+impl<'a, P: Publisher> Session<'a, P> {
+    /// Connects, checks that this is the right database, and takes its lease.
+    pub(super) async fn open(
+        settings: &'a Settings,
+        publisher: &'a mut P,
+        wake: &'a Wake,
+        status: &'a watch::Sender<Status>,
+    ) -> Result<Self, Error> {
+        let ttl = Duration::from_millis(settings.config.lease_ttl_ms);
+        let (mut control, reader) = within::<_, Error>(settings.connect_timeout, async {
+            Ok((connect(settings).await?, connect(settings).await?))
+        })
+        .await?;
+        let (sent, mark, owned) = within(ttl, enter(&mut control, settings, ttl)).await?;
+        let mut lanes = Lanes::default();
+        for row in owned {
+            lanes.add(row, 0);
+        }
+        Ok(Self {
+            settings,
+            publisher,
+            wake,
+            status,
+            control,
+            reader: Reader::new(reader),
+            lease: Lease::new(ttl, sent, mark),
+            lanes,
+            window: Window::default(),
+            spans: Spans::new(),
+            pace: Pace::new(&settings.config),
+            care: Care::default(),
+            poll_mark: mark,
+            round: 1,
+            flushed_round: 0,
+            draining: false,
+            write_at: sent + ttl / 3,
+            reports: Vec::new(),
+            last_movement: Instant::now(),
+            last_warning: None,
+        })
+    }
+
+    /// Relays until shutdown or an error.
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken, drain: Duration) -> Result<(), Error> {
+        while !shutdown.is_cancelled() {
+            self.run_once().await?;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.something_to_do() => {}
+            }
+        }
+        self.draining = true;
+        let deadline = tokio::time::sleep(drain);
+        tokio::pin!(deadline);
+        loop {
+            self.run_once().await?;
+            if self.window.pages.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = &mut deadline => break,
+                () = self.something_to_do() => {}
+            }
+        }
+        self.leave().await
+    }
+
+    /// Does what there is to do without waiting for anything but the database.
+    pub(super) async fn run_once(&mut self) -> Result<(), Error> {
+        self.settle().await?;
+        self.keep_lease().await?;
+        self.take_answer().await?;
+        self.ask();
+        self.send().await;
+        self.report();
+        Ok(())
+    }
+
+    /// Waits until there is. May be dropped at any point.
+    async fn something_to_do(&mut self) {
+        if self.care.more_to_send {
+            return tokio::task::yield_now().await;
+        }
+        let next = self.next_deadline();
+        tokio::select! {
+            () = self.publisher.changed() => {}
+            () = self.reader.done(), if !self.draining => {}
+            () = self.wake.woken(), if !self.draining => self.pace.wake(),
+            () = tokio::time::sleep_until(next.into()) => {}
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let mut next = self.lease.renew_at.min(self.write_at);
+        if !self.draining {
+            next = next.min(self.lease.share_at);
+        }
+        if !self.draining && self.reader.is_free() && self.lanes.any_idle() && self.has_room() {
+            next = next.min(self.pace.next_poll);
+        }
+        if let Some(resend_at) = self.care.resend_at {
+            next = next.min(resend_at);
+        }
+        for (_, lane) in self.lanes.iter() {
+            if let State::Stopped { retry_at } = lane.state {
+                // Not before what was read of it is gone; that is told by the publisher.
+                next = next.min(retry_at.max(Instant::now() + Duration::from_millis(10)));
+            }
+        }
+        next
+    }
+}
+
+async fn connect(settings: &Settings) -> Result<Connection, Error> {
+    let mut connection = store::connect(&settings.database_url).await?;
+    let identity = store::identity::read(&mut connection).await?;
+    if identity.standby {
+        return Err(Error::Standby);
+    }
+    if identity.system_identifier != identity.expected_identifier {
+        return Err(Error::Identity { expected: identity.expected_identifier, found: identity.system_identifier });
+    }
+    Ok(connection)
+}
+
+async fn enter(
+    control: &mut Connection,
+    settings: &Settings,
+    ttl: Duration,
+) -> Result<(Instant, Mark, Vec<store::progress::LaneRow>), Error> {
+    store::lease::register(control, settings.instance, &settings.host, ttl).await?;
+    let owned = store::lease::reclaim(control, settings.instance).await?;
+    let sent = Instant::now();
+    let mark = store::lease::renew(control, settings.instance, ttl).await?.ok_or(Error::LeaseLost)?;
+    Ok((sent, mark, owned))
+}
+
+/// A database that does not answer is one that failed.
+async fn within<T, E: Into<Error>>(limit: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(_) => Err(Error::Timeout(limit)),
+    }
+}

@@ -1,0 +1,137 @@
+//! Faults: finds the record that cannot be published, stops its lane before it, and sends everything else again.
+//!
+//! A failed record stops the producer, so that none behind it passes. The producer is closed, and what it had not got
+//! acknowledged is enqueued with a new one, in order. Kafka rejects records by the batch: when several were rejected
+//! together, fewer are let out at a time, by halves, until the one at fault is alone. It deliberately gives up no
+//! event: a stopped lane is tried again.
+
+use std::time::{Duration, Instant};
+
+use super::Session;
+use crate::relay::{
+    lane::State,
+    publisher::{Fault, Publisher},
+    status::StoppedLane,
+};
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How carefully to send.
+#[derive(Default)]
+pub(super) struct Care {
+    /// Set while the record at fault is looked for.
+    pub(super) in_flight_max: Option<usize>,
+    /// The last of the records that were rejected together.
+    suspects_end: usize,
+    /// Set after a fault of the publisher's own.
+    pub(super) resend_at: Option<Instant>,
+    pause: Duration,
+    /// Whether sending stopped only to let others have their turn.
+    pub(super) more_to_send: bool,
+}
+
+impl Care {
+    /// An event has arrived: the publisher works, and suspects up to it are cleared.
+    pub(super) fn acknowledged(&mut self, token: usize) {
+        self.pause = PAUSE_MIN;
+        if self.in_flight_max.is_some() && token >= self.suspects_end {
+            self.in_flight_max = None;
+        }
+    }
+
+    /// Whether to wait before sending again.
+    pub(super) fn must_wait(&mut self, now: Instant) -> bool {
+        if self.resend_at.is_some_and(|at| at <= now) {
+            self.resend_at = None;
+        }
+        self.resend_at.is_some()
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.resend_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+    }
+}
+
+impl<P: Publisher> Session<'_, P> {
+    /// Closes the publisher, finds the records at fault among all that it reports, and has the rest sent again.
+    /// `own` is the publisher's own fault, when it is known already.
+    pub(super) async fn recover(&mut self, mut faults: Vec<(usize, Fault)>, mut own: Option<String>) {
+        for report in self.publisher.reset().await {
+            self.take_report(report, &mut faults);
+        }
+        self.window.rewind();
+        faults.sort_by_key(|(token, _)| *token);
+        let (mut rejected, mut of_topics) = (Vec::new(), Vec::new());
+        for (token, fault) in faults {
+            match fault {
+                Fault::Record(reason) => rejected.push((token, reason)),
+                Fault::Topic(reason) => of_topics.push((token, reason)),
+                Fault::Publisher(reason) => own = Some(reason),
+            }
+        }
+        if rejected.is_empty()
+            && of_topics.is_empty()
+            && let Some(reason) = own
+        {
+            tracing::warn!(reason, "the publisher has failed; it is made anew and what it had is sent again");
+            self.care.back_off(Instant::now());
+        }
+        for (token, reason) in of_topics {
+            self.stop_lane(token, &reason);
+        }
+        self.suspect(&rejected);
+    }
+
+    fn suspect(&mut self, rejected: &[(usize, String)]) {
+        match rejected {
+            [] => {}
+            [(token, reason)] => self.stop_lane(*token, reason),
+            [_, .., (last, reason)] => {
+                let together = self.care.in_flight_max.map_or(rejected.len(), |max| max.min(rejected.len()));
+                let in_flight_max = (together / 2).max(1);
+                tracing::warn!(
+                    records = rejected.len(),
+                    in_flight_max,
+                    reason,
+                    "kafka rejected records together; they are sent again, fewer at a time"
+                );
+                self.care.in_flight_max = Some(in_flight_max);
+                self.care.suspects_end = self.care.suspects_end.max(*last);
+            }
+        }
+    }
+
+    /// Stops the lane of an event right before it. Lanes already stopped before it stay as they are.
+    pub(super) fn stop_lane(&mut self, token: usize, reason: &str) {
+        let Some((row, lane)) = self.window.row(token).and_then(|r| Some((r, self.lanes.get_mut(r.lane())?))) else {
+            return;
+        };
+        if matches!(lane.state, State::Stopped { .. }) {
+            return;
+        }
+        let number = row.lane();
+        let stopped = match row.event() {
+            Ok(event) => {
+                StoppedLane { lane: number, event_id: event.id, topic: event.topic.to_owned(), reason: reason.into() }
+            }
+            Err(_) => {
+                StoppedLane { lane: number, event_id: uuid::Uuid::nil(), topic: String::new(), reason: reason.into() }
+            }
+        };
+        tracing::error!(
+            lane = number,
+            event_id = %stopped.event_id,
+            topic = stopped.topic,
+            position = row.position(),
+            reason,
+            "an event cannot be published; its lane stops before it and is tried again"
+        );
+        let retry_after = Duration::from_millis(self.settings.config.stopped_lane_retry_ms);
+        lane.state = State::Stopped { retry_at: Instant::now() + retry_after };
+        lane.failed_at = Some(stopped);
+        self.window.stop(token);
+        self.spans.failed(token, reason);
+    }
+}

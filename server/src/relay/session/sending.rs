@@ -1,0 +1,104 @@
+//! Sending: enqueues what waits, in order, lane by lane independent of each other.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use super::Session;
+use crate::relay::{
+    publisher::{Publisher, Record, Refusal, Topic},
+    window::Mark,
+};
+
+/// Events enqueued before the session looks at anything else.
+const BURST: usize = 1_000;
+
+/// Why sending paused.
+enum Pause {
+    /// Nothing waits that can be sent.
+    Nothing,
+    /// There is more.
+    Burst,
+    /// The publisher has failed.
+    Failed(String),
+}
+
+impl<P: Publisher> Session<'_, P> {
+    /// Enqueues what it can.
+    pub(super) async fn send(&mut self) {
+        self.care.more_to_send = false;
+        if self.care.must_wait(Instant::now()) {
+            return;
+        }
+        let mut refused = Vec::new();
+        match self.enqueue(&mut refused) {
+            Pause::Nothing => {}
+            Pause::Burst => self.care.more_to_send = true,
+            Pause::Failed(reason) => self.recover(Vec::new(), Some(reason)).await,
+        }
+        // What is given up may be all that a page waited for.
+        self.care.more_to_send |= !refused.is_empty();
+        for (token, reason) in refused {
+            self.stop_lane(token, &reason);
+        }
+    }
+
+    /// Collects events that can never be sent; their lanes are passed over.
+    fn enqueue(&mut self, refused: &mut Vec<(usize, String)>) -> Pause {
+        let mut passed_over = BTreeSet::new();
+        let mut burst = 0;
+        for page in &mut self.window.pages {
+            // What was read under a snapshot may be published only once what the snapshot sees is flushed.
+            if page.round > self.flushed_round {
+                break;
+            }
+            let mut in_order = true;
+            for index in page.next..page.rows.len() {
+                let row = &page.rows[index];
+                if page.marks[index] == Mark::Waiting && !passed_over.contains(&row.lane()) {
+                    // A lease that may have run out: another relay may have the lanes by now.
+                    if !self.lease.is_held(Instant::now()) {
+                        return Pause::Nothing;
+                    }
+                    if self.care.in_flight_max.is_some_and(|max| self.window.enqueued >= max) {
+                        return Pause::Nothing;
+                    }
+                    let token = page.token(index);
+                    let sent = match row.event() {
+                        Ok(event) => match self.publisher.topic(event.topic) {
+                            Topic::Ready => self.publisher.enqueue(&Record { event: &event }, token).map(|()| {
+                                self.spans.enqueued(token, &event);
+                                true
+                            }),
+                            Topic::Asking => Ok(false),
+                            Topic::Missing(reason) => Err(Refusal::Record(reason)),
+                        },
+                        Err(malformed) => Err(Refusal::Record(malformed.to_string())),
+                    };
+                    match sent {
+                        Ok(true) => {
+                            page.marks[index] = Mark::Enqueued;
+                            self.window.enqueued += 1;
+                            burst += 1;
+                        }
+                        Ok(false) => {
+                            passed_over.insert(row.lane());
+                        }
+                        Err(Refusal::Full) => return Pause::Nothing,
+                        Err(Refusal::Record(reason)) => {
+                            passed_over.insert(row.lane());
+                            refused.push((token, reason));
+                        }
+                        Err(Refusal::Publisher(reason)) => return Pause::Failed(reason),
+                    }
+                }
+                in_order &= page.marks[index] != Mark::Waiting;
+                if in_order {
+                    page.next = index + 1;
+                }
+                if burst == BURST {
+                    return Pause::Burst;
+                }
+            }
+        }
+        Pause::Nothing
+    }
+}

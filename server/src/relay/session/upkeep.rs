@@ -1,0 +1,142 @@
+//! Leases: renewing, taking and giving up lanes, leaving; and saying how things are.
+
+use std::time::{Duration, Instant};
+
+use super::{Session, within};
+use crate::{
+    relay::{
+        Error, Status,
+        lane::{State, Unwritten},
+        publisher::Publisher,
+    },
+    store::relay::lease,
+};
+
+/// Kafka is given this long before it is said that it does not answer, and this long between two such lines.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
+
+impl<P: Publisher> Session<'_, P> {
+    /// How long the database may take to answer about leases and progress.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.settings.config.lease_ttl_ms)
+    }
+
+    /// Renews the lease and looks at the share of lanes, when it is time.
+    pub(super) async fn keep_lease(&mut self) -> Result<(), Error> {
+        if Instant::now() >= self.lease.renew_at {
+            self.renew().await?;
+        }
+        if Instant::now() >= self.write_at {
+            self.write_at = Instant::now() + self.patience() / 3;
+            self.write(Unwritten::Empty).await?;
+        }
+        if Instant::now() >= self.lease.share_at && !self.draining {
+            self.take_share().await?;
+            self.give_surplus().await?;
+        }
+        let window = &self.window;
+        for lane in self.lanes.retry(Instant::now(), |lane| window.holds(lane)) {
+            tracing::info!(lane, "a stopped lane is tried again");
+        }
+        Ok(())
+    }
+
+    /// Renews the lease with a durable commit: what any snapshot taken before has seen is flushed after it.
+    pub(super) async fn renew(&mut self) -> Result<(), Error> {
+        let (sent, round) = (Instant::now(), self.round);
+        let ttl = self.patience();
+        let renewal = lease::renew(&mut self.control, self.settings.instance, ttl);
+        let mark = within(ttl, renewal).await?.ok_or(Error::LeaseLost)?;
+        self.lease.renewed(sent, mark);
+        self.flushed_round = round;
+        Ok(())
+    }
+
+    async fn take_share(&mut self) -> Result<(), Error> {
+        let share = within(self.patience(), lease::share(&mut self.control, self.settings.instance)).await?;
+        self.lease.shared(Instant::now());
+        if !share.claimed.is_empty() {
+            tracing::info!(lanes = share.claimed.len(), "lanes claimed");
+        }
+        for row in share.claimed {
+            self.lanes.add(row, self.pace.polls + 1);
+        }
+        let leaving = self.lanes.iter().filter(|(_, l)| matches!(l.state, State::Leaving { .. })).count();
+        let now = Instant::now();
+        let stay = self.lanes.iter().rev().filter(|(_, l)| !matches!(l.state, State::Leaving { .. }));
+        let chosen: Vec<i16> = stay.take(share.surplus.saturating_sub(leaving)).map(|(n, _)| n).collect();
+        for lane in chosen {
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.state = State::Leaving { since: now };
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the lanes that are to leave and have nothing under way, or have waited for a lease's length: their next
+    /// owner then repeats what is under way.
+    async fn give_surplus(&mut self) -> Result<(), Error> {
+        let (now, patience) = (Instant::now(), self.patience());
+        let ready = |lane: i16, state: State| match state {
+            State::Leaving { since } => !self.window.holds(lane) || now > since + patience,
+            _ => false,
+        };
+        let leaving: Vec<i16> = self.lanes.iter().filter(|(n, l)| ready(*n, l.state)).map(|(n, _)| n).collect();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        self.write(Unwritten::Empty).await?;
+        within(patience, lease::release(&mut self.control, self.settings.instance, &leaving)).await?;
+        tracing::info!(lanes = leaving.len(), "lanes released");
+        for lane in leaving {
+            self.window.forget(lane);
+            self.lanes.remove(lane);
+        }
+        Ok(())
+    }
+
+    /// Writes what is settled and gives everything back.
+    pub(super) async fn leave(&mut self) -> Result<(), Error> {
+        self.settle().await?;
+        self.write(Unwritten::Empty).await?;
+        within(self.patience(), lease::leave(&mut self.control, self.settings.instance)).await?;
+        tracing::info!(abandoned = self.window.events(), "the relay has left");
+        Ok(())
+    }
+
+    /// Tells watchers what has changed, and warns, now and then, when Kafka does not take anything.
+    pub(super) fn report(&mut self) {
+        let now = Instant::now();
+        if self.window.events() == 0 {
+            self.last_movement = now;
+        } else if now > self.last_movement + STALLED_AFTER && self.last_warning.is_none_or(|t| now > t + WARNING_PAUSE)
+        {
+            self.last_warning = Some(now);
+            let stalled_s = (now - self.last_movement).as_secs();
+            tracing::warn!(in_flight = self.window.events(), stalled_s, "kafka acknowledges nothing; the relay waits");
+        }
+        let stopped: Vec<_> = self.lanes.iter().filter_map(|(_, l)| l.failed_at.as_ref()).collect();
+        let (owned, in_flight) = (self.lanes.len(), self.window.events());
+        let kafka_reachable = self.publisher.reachable();
+        self.status.send_if_modified(|status| {
+            let changed = !status.connected
+                || status.lanes_owned != owned
+                || status.in_flight != in_flight
+                || status.kafka_reachable != kafka_reachable
+                || !status.lanes_stopped.iter().eq(stopped.iter().copied());
+            if changed {
+                *status = Status {
+                    connected: true,
+                    lanes_owned: owned,
+                    lanes_stopped: stopped.iter().copied().cloned().collect(),
+                    in_flight,
+                    kafka_reachable,
+                    last_error: None,
+                    ..*status
+                };
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,42 @@
+//! What the relay says of itself, for readiness and operators.
+
+use std::time::Instant;
+
+/// The relay's state at a moment. Watching it is cheap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Whether it has a session with the database.
+    pub connected: bool,
+    /// How many lanes are its own.
+    pub lanes_owned: usize,
+    /// Lanes that a permanent failure has stopped.
+    pub lanes_stopped: Vec<StoppedLane>,
+    /// Events published and not yet settled.
+    pub in_flight: usize,
+    /// Whether Kafka answers; `None` before anything was heard.
+    pub kafka_reachable: Option<bool>,
+    /// What ended the last session, until the next one runs.
+    pub last_error: Option<String>,
+    /// When it last settled events.
+    pub last_settled: Option<Instant>,
+}
+
+impl Status {
+    /// Whether it gets on: it reaches both sides, as far as it knows, and no lane is stopped.
+    pub fn is_healthy(&self) -> bool {
+        self.connected && self.lanes_stopped.is_empty() && self.kafka_reachable != Some(false)
+    }
+}
+
+/// A lane that waits before an event that cannot be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoppedLane {
+    /// The lane.
+    pub lane: i16,
+    /// The event.
+    pub event_id: uuid::Uuid,
+    /// Its topic.
+    pub topic: String,
+    /// Why it failed.
+    pub reason: String,
+}

@@ -1,0 +1,132 @@
+//! Reads events: the present snapshot, and a page of what it sees beyond a lane's progress.
+//!
+//! A page is everything of its lanes between two positions that `target` sees and `base` does not, in order of
+//! position. All bounds are literals, so that the plan can use the indexes' ends, and only numbers go in. Rows come as
+//! `copy … (format binary)`: no row is copied or decoded twice. It deliberately locks and updates nothing.
+
+use std::fmt::Write as _;
+
+use futures_util::TryStreamExt as _;
+use sqlx::PgConnection;
+
+use super::row::{Decoder, Row};
+use crate::model::{
+    progress::{Base, Progress},
+    snapshot::Snapshot,
+};
+
+/// What the database has now.
+#[derive(Debug)]
+pub struct Now {
+    /// The present snapshot.
+    pub snapshot: Snapshot,
+    /// The highest position taken, read after the snapshot was.
+    pub head: i64,
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The lanes, all at the same progress.
+    pub lanes: Vec<i16>,
+    /// Their progress; nothing is read for an idle one.
+    pub from: Progress,
+    /// Rows at most.
+    pub rows_max: usize,
+    /// Bytes of keys and payloads at most, save that the first row always comes.
+    pub bytes_max: usize,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub struct Page {
+    /// Events in order of position.
+    pub rows: Vec<Row>,
+    /// Whether the range has no more.
+    pub complete: bool,
+}
+
+/// Takes the present snapshot.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn now(connection: &mut PgConnection) -> sqlx::Result<Now> {
+    let (snapshot, head): (String, i64) = sqlx::query_as(
+        "select pg_current_snapshot()::text, last_value - (not is_called)::integer from outbox.positions",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Now { snapshot: Snapshot::parse(&snapshot).map_err(super::decode_error)?, head })
+}
+
+/// Whether there can be anything between the two: else there is no need to look.
+pub fn may_hold(base: &Base, now: &Now) -> bool {
+    now.head > base.floor || base.seen.ended_by(&now.snapshot).next().is_some()
+}
+
+/// Reads a page.
+///
+/// # Errors
+/// When the statement fails or its answer cannot be read.
+pub async fn page(connection: &mut PgConnection, request: &Request) -> sqlx::Result<Page> {
+    let Some(statement) = statement(request) else {
+        return Ok(Page { rows: Vec::new(), complete: true });
+    };
+    let mut decoder = Decoder::default();
+    let mut rows = Vec::new();
+    let mut stream = connection.copy_out_raw(&statement).await?;
+    while let Some(bytes) = stream.try_next().await? {
+        decoder.feed(bytes, &mut rows).map_err(super::decode_error)?;
+    }
+    let bytes: usize = rows.iter().map(Row::size).sum();
+    let complete = rows.len() < request.rows_max && bytes < request.bytes_max;
+    Ok(Page { rows, complete })
+}
+
+const COLUMNS: &str = "position, lane, id, topic, key, source, type, subject, data, content_type, headers, time, \
+                       traceparent, tracestate";
+
+fn statement(request: &Request) -> Option<String> {
+    let Progress::Draining { base, target, position } = &request.from else { return None };
+    let Request { lanes, rows_max, bytes_max, .. } = request;
+    let (lanes, seen) = (list(lanes), target.seen.as_str());
+    let part = |range: String| {
+        format!(
+            "(select {COLUMNS} from outbox.events
+              where {range} and lane = any('{{{lanes}}}'::smallint[]) and pg_visible_in_snapshot(xid, '{seen}')
+              order by position limit {rows_max})"
+        )
+    };
+    // What the earlier snapshot did not know …
+    let (xmax, after) = (base.seen.xmax(), base.floor.max(*position));
+    let mut parts = part(format!("xid >= '{xmax}'::xid8 and position > {after}"));
+    // … and what it knew as still running.
+    let ended = list(base.seen.ended_by(&target.seen));
+    if !ended.is_empty() {
+        parts += " union all ";
+        parts += &part(format!("xid = any('{{{ended}}}'::xid8[]) and position > {position}"));
+    }
+    Some(format!(
+        "copy (
+            select {COLUMNS} from (
+                select *, sum(octet_length(coalesce(data, '')) + octet_length(coalesce(key, ''))) over (
+                    order by position rows between unbounded preceding and 1 preceding) as bytes_before
+                from (select * from ({parts}) as parts order by position limit {rows_max}) as candidates
+            ) as page
+            where coalesce(bytes_before, 0) < {bytes_max}
+            order by position
+         ) to stdout (format binary)"
+    ))
+}
+
+fn list<N: std::fmt::Display>(numbers: impl IntoIterator<Item = N>) -> String {
+    let mut list = String::new();
+    for number in numbers {
+        if !list.is_empty() {
+            list.push(',');
+        }
+        // Writing to a string cannot fail.
+        let _ = write!(list, "{number}");
+    }
+    list
+}

@@ -1,0 +1,31 @@
+//! Whether this database is the one that its relay progress was written in.
+//!
+//! Progress is made of transaction ids: in another cluster (a dump restored elsewhere) they mean other transactions.
+
+use sqlx::PgConnection;
+
+/// What the database says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Identity {
+    /// Whether it is a standby, or still recovering.
+    pub standby: bool,
+    /// The cluster's identifier.
+    pub system_identifier: i64,
+    /// The cluster's identifier when the schema was made.
+    pub expected_identifier: i64,
+    /// How many lanes there are.
+    pub lanes: i32,
+}
+
+/// Reads it.
+///
+/// # Errors
+/// When the statement fails, as it does before the schema is made.
+pub async fn read(connection: &mut PgConnection) -> sqlx::Result<Identity> {
+    sqlx::query_as(
+        "select pg_is_in_recovery() as standby, c.system_identifier, i.system_identifier as expected_identifier, i.lanes
+         from outbox.identity i, pg_control_system() c",
+    )
+    .fetch_one(connection)
+    .await
+}

@@ -1,0 +1,143 @@
+//! Which relay owns which lane, and until when.
+//!
+//! One row per running relay in `outbox.relays`; its lanes carry its instance in `outbox.progress`. Time is the
+//! database's. Claiming a lane raises its epoch, so that a former owner's late write fails. Releasing is either
+//! explicit or done by whoever finds the owner's row expired.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, postgres::types::PgInterval};
+use uuid::Uuid;
+
+use super::progress::{self, LaneRow};
+
+/// A point that a renewal marks: every transaction with an id above `xid` took all its positions above `floor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The highest position taken before the renewal.
+    pub floor: i64,
+    /// The renewal's own transaction.
+    pub xid: u64,
+}
+
+/// What a relay should do about its share.
+#[derive(Debug)]
+pub struct Share {
+    /// Lanes it has just claimed.
+    pub claimed: Vec<LaneRow>,
+    /// How many it owns above its share.
+    pub surplus: usize,
+}
+
+/// Enters the relay, or renews it when it is there.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn register(connection: &mut PgConnection, instance: Uuid, host: &str, ttl: Duration) -> sqlx::Result<()> {
+    sqlx::query(
+        "insert into outbox.relays (instance, host, lease_until) values ($1, $2, clock_timestamp() + $3)
+         on conflict (instance) do update set lease_until = excluded.lease_until",
+    )
+    .bind(instance)
+    .bind(host)
+    .bind(interval(ttl))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes over the lanes that the relay owned on an earlier connection, under a new epoch.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn reclaim(connection: &mut PgConnection, instance: Uuid) -> sqlx::Result<Vec<LaneRow>> {
+    let rows = sqlx::query(
+        "update outbox.progress set epoch = epoch + 1 where owner = $1
+         returning lane, epoch, snapshot::text, floor, target::text, target_floor, position",
+    )
+    .bind(instance)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(progress::lane_row).collect()
+}
+
+/// Renews the lease; `None` when it has run out. A durable commit: every transaction that was seen as committed
+/// before it is flushed once it returns.
+///
+/// # Errors
+/// When a statement fails.
+pub async fn renew(connection: &mut PgConnection, instance: Uuid, ttl: Duration) -> sqlx::Result<Option<Mark>> {
+    // First the position, then the transaction id, which the update takes: the mark's promise rests on this order.
+    let floor: i64 = sqlx::query_scalar("select last_value - (not is_called)::integer from outbox.positions")
+        .fetch_one(&mut *connection)
+        .await?;
+    let xid: Option<String> = sqlx::query_scalar(
+        "update outbox.relays set lease_until = clock_timestamp() + $2
+         where instance = $1 and lease_until > clock_timestamp()
+         returning pg_current_xact_id()::text",
+    )
+    .bind(instance)
+    .bind(interval(ttl))
+    .fetch_optional(connection)
+    .await?;
+    xid.map(|xid| Ok(Mark { floor, xid: xid.parse().map_err(super::decode_error)? })).transpose()
+}
+
+/// Frees the lanes of relays whose lease has run out, claims free ones up to the relay's share, and says how many it
+/// owns above it. A share is the lanes divided by the live relays, rounded up.
+///
+/// # Errors
+/// When a statement fails.
+pub async fn share(connection: &mut PgConnection, instance: Uuid) -> sqlx::Result<Share> {
+    // The lanes' owner becomes null with it.
+    sqlx::query("delete from outbox.relays where lease_until < clock_timestamp()").execute(&mut *connection).await?;
+    let (share, owned): (i64, i64) = sqlx::query_as(
+        "select ceil(count(*)::numeric / greatest((select count(*) from outbox.relays), 1))::bigint,
+                count(*) filter (where owner = $1)
+         from outbox.progress",
+    )
+    .bind(instance)
+    .fetch_one(&mut *connection)
+    .await?;
+    let claimed = if owned < share { claim(connection, instance, share - owned).await? } else { Vec::new() };
+    Ok(Share { claimed, surplus: usize::try_from(owned - share).unwrap_or(0) })
+}
+
+async fn claim(connection: &mut PgConnection, instance: Uuid, lanes: i64) -> sqlx::Result<Vec<LaneRow>> {
+    let rows = sqlx::query(
+        "update outbox.progress set owner = $1, epoch = epoch + 1
+         where lane in (select lane from outbox.progress where owner is null order by lane limit $2 for update)
+         returning lane, epoch, snapshot::text, floor, target::text, target_floor, position",
+    )
+    .bind(instance)
+    .bind(lanes)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(progress::lane_row).collect()
+}
+
+/// Gives lanes back. Those that another relay has claimed since are left alone.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn release(connection: &mut PgConnection, instance: Uuid, lanes: &[i16]) -> sqlx::Result<()> {
+    sqlx::query("update outbox.progress set owner = null where lane = any($2) and owner = $1")
+        .bind(instance)
+        .bind(lanes)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes the relay, and with it its hold on every lane.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn leave(connection: &mut PgConnection, instance: Uuid) -> sqlx::Result<()> {
+    sqlx::query("delete from outbox.relays where instance = $1").bind(instance).execute(connection).await?;
+    Ok(())
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}

@@ -1,0 +1,95 @@
+//! What each lane has settled, written only by its owner.
+//!
+//! Every write is a compare-and-set on lane, owner and epoch: a relay that has lost a lane cannot move it.
+
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
+use uuid::Uuid;
+
+use crate::model::{
+    progress::{Base, Progress},
+    snapshot::Snapshot,
+};
+
+/// A lane as the table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneRow {
+    /// The lane.
+    pub lane: i16,
+    /// Raised by each claim.
+    pub epoch: i64,
+    /// What is settled.
+    pub progress: Progress,
+}
+
+/// Writes the lanes' progress, durably, and returns those that are still the relay's; the others are unchanged.
+///
+/// # Errors
+/// When the statement fails. It may then have been applied or not.
+pub async fn write(connection: &mut PgConnection, instance: Uuid, lanes: &[LaneRow]) -> sqlx::Result<Vec<i16>> {
+    let mut columns = Columns::default();
+    for lane in lanes {
+        columns.push(lane);
+    }
+    sqlx::query_scalar(
+        "update outbox.progress p
+         set snapshot = u.snapshot::pg_snapshot, floor = u.floor, target = u.target::pg_snapshot,
+             target_floor = u.target_floor, position = u.position, updated_at = clock_timestamp()
+         from unnest($2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::bigint[])
+             as u (lane, epoch, snapshot, floor, target, target_floor, position)
+         where p.lane = u.lane
+           and p.owner = $1 and p.epoch = u.epoch
+         returning p.lane",
+    )
+    .bind(instance)
+    .bind(&columns.lane)
+    .bind(&columns.epoch)
+    .bind(&columns.snapshot)
+    .bind(&columns.floor)
+    .bind(&columns.target)
+    .bind(&columns.target_floor)
+    .bind(&columns.position)
+    .fetch_all(connection)
+    .await
+}
+
+#[derive(Default)]
+struct Columns<'a> {
+    lane: Vec<i16>,
+    epoch: Vec<i64>,
+    snapshot: Vec<&'a str>,
+    floor: Vec<i64>,
+    target: Vec<Option<&'a str>>,
+    target_floor: Vec<Option<i64>>,
+    position: Vec<Option<i64>>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, row: &'a LaneRow) {
+        let (base, target, position) = match &row.progress {
+            Progress::Idle(base) => (base, None, None),
+            Progress::Draining { base, target, position } => (base, Some(target), Some(*position)),
+        };
+        self.lane.push(row.lane);
+        self.epoch.push(row.epoch);
+        self.snapshot.push(base.seen.as_str());
+        self.floor.push(base.floor);
+        self.target.push(target.map(|t| t.seen.as_str()));
+        self.target_floor.push(target.map(|t| t.floor));
+        self.position.push(position);
+    }
+}
+
+/// Reads `lane, epoch, snapshot, floor, target, target_floor, position`, the snapshots as text.
+pub(super) fn lane_row(row: &PgRow) -> sqlx::Result<LaneRow> {
+    let snapshot = |text: &str| Snapshot::parse(text).map_err(super::decode_error);
+    let base = Base { seen: snapshot(row.try_get("snapshot")?)?, floor: row.try_get("floor")? };
+    let progress = match row.try_get::<Option<&str>, _>("target")? {
+        None => Progress::Idle(base),
+        Some(target) => Progress::Draining {
+            base,
+            target: Base { seen: snapshot(target)?, floor: row.try_get("target_floor")? },
+            position: row.try_get("position")?,
+        },
+    };
+    Ok(LaneRow { lane: row.try_get("lane")?, epoch: row.try_get("epoch")?, progress })
+}

@@ -1,0 +1,255 @@
+//! The relay when Kafka or Postgres fail it.
+
+use outbox_harness::{eventually, kafka};
+use outbox_server::{
+    config,
+    relay::{Error, Relay, publisher::Fault},
+};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use uuid::Uuid;
+
+use crate::support::{
+    faulty::{Faults, Faulty},
+    outbox::{Outbox, PATIENCE, Running, kafka_config, publisher},
+};
+
+fn faulty(outbox: &Outbox, faults: &Faults) -> Running {
+    let publisher = Faulty::new(publisher(), faults);
+    Running::start(Relay::with_publisher(Outbox::relay_config(), &outbox.database_config(), publisher))
+}
+
+async fn emit_to(outbox: &Outbox, topic: &str, key: &str, data: &str) -> Uuid {
+    sqlx::query_scalar("select outbox.emit_bytes($1, 'test', convert_to($3, 'UTF8'), convert_to($2, 'UTF8'))")
+        .bind(topic)
+        .bind(key)
+        .bind(data)
+        .fetch_one(&mut outbox.connect().await)
+        .await
+        .expect("the event is stored")
+}
+
+/// Trap 5, and 7: what is behind the failed record does not pass it either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_with_one_failed_record_is_not_acknowledged_past_it() {
+    let outbox = Outbox::fresh("failed", 1).await;
+    outbox.emit(60, 3).await;
+    let stored = outbox.stored().await;
+    let (failed, key) = stored[30].clone();
+    let faults = Faults::default();
+    faults.change(|plan| {
+        plan.fail.insert(failed, Fault::Record("rejected for the test".into()));
+    });
+    let mut relay = faulty(&outbox, &faults);
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == failed)).await;
+    let behind = stored[30..].iter().filter(|(_, k)| *k == key).count();
+    let settled = async || (outbox.unsettled().await == i64::try_from(behind).unwrap()).then_some(());
+    eventually("all but the failed event and those behind it are settled", PATIENCE, settled).await;
+    let published = outbox.published().await.by_key();
+    let before: Vec<Uuid> = stored[..30].iter().filter(|(_, k)| *k == key).map(|(id, _)| *id).collect();
+    assert_eq!(published[&key], before, "nothing of the key from the failed event on");
+    let published: usize = published.values().map(Vec::len).sum();
+    assert_eq!(published, 60 - behind, "the other keys are published");
+
+    faults.change(|plan| plan.fail.clear());
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
+    relay.stop().await;
+}
+
+/// A fault of the producer's own stops no lane: everything is sent again, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_producer_is_made_anew_and_nothing_is_lost() {
+    let outbox = Outbox::fresh("producer", 1).await;
+    outbox.emit(60, 3).await;
+    let failed = outbox.stored().await[30].0;
+    let faults = Faults::default();
+    faults.change(|plan| {
+        plan.fail.insert(failed, Fault::Publisher("fatal for the test".into()));
+    });
+    let relay = faulty(&outbox, &faults);
+
+    let tried = async || (faults.plan().enqueued.iter().filter(|id| **id == failed).count() > 1).then_some(());
+    eventually("it is tried again", PATIENCE, tried).await;
+    assert!(relay.status.borrow().lanes_stopped.is_empty());
+    faults.change(|plan| plan.fail.clear());
+
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Kafka itself rejects the batch; the one record at fault is found and only its lane stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
+    let outbox = Outbox::fresh("unused", 1).await;
+    let topic = format!("small-{}", Uuid::now_v7().simple());
+    kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
+    let mut expected = Vec::new();
+    for n in 0..40 {
+        if n == 20 {
+            emit_to(&outbox, &topic, "large", &"x".repeat(3_000)).await;
+            emit_to(&outbox, &topic, "large", "behind it").await;
+        }
+        expected.push(emit_to(&outbox, &topic, "small", &format!("{n}")).await);
+    }
+    let relay = config::Relay { stopped_lane_retry_ms: 600_000, ..Outbox::relay_config() };
+    let mut relay = outbox.relay_with(relay);
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.topic == topic)).await;
+    let settled = async || (outbox.unsettled().await == 2).then_some(());
+    eventually("all but the large event and the one behind it are settled", PATIENCE, settled).await;
+
+    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
+    let published = crate::support::outbox::Published(records).by_key();
+    assert_eq!(published.len(), 1, "nothing of the large event's key");
+    assert_eq!(published[&Some(b"small".to_vec())], expected);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_topic_stops_its_lane_until_it_is_there_and_no_other() {
+    let outbox = Outbox::fresh("there", 1).await;
+    let late = kafka::fresh_topic("late", 1).await;
+    let first = emit_to(&outbox, &late, "a", "1").await;
+    let second = emit_to(&outbox, &late, "a", "2").await;
+    outbox.emit(50, 5).await;
+    let faults = Faults::default();
+    faults.change(|plan| {
+        plan.missing.insert(late.clone());
+    });
+    let mut relay = faulty(&outbox, &faults);
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == first)).await;
+    outbox.emit(50, 5).await;
+    let lane = "select lane from outbox.events where topic = $1 limit 1";
+    let lane: i16 = sqlx::query_scalar(lane).bind(&late).fetch_one(&mut outbox.connect().await).await.expect("it is");
+    let others = async || (outbox.unsettled_besides(lane).await == 0).then_some(());
+    eventually("the other lanes' events are settled", PATIENCE, others).await;
+    assert!(!relay.status.borrow().is_healthy());
+
+    faults.change(|plan| plan.missing.clear());
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&late)).await.expect("it can be read");
+    assert_eq!(crate::support::outbox::Published(records).by_key()[&Some(b"a".to_vec())], [first, second]);
+    relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
+    relay.stop().await;
+}
+
+/// Kafka's own refusal: no topic can have this name, though its characters are right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_kafka_refuses_stops_its_lane() {
+    let outbox = Outbox::fresh("refused", 1).await;
+    let refused = emit_to(&outbox, "..", "a", "1").await;
+    let mut relay = outbox.relay();
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == refused)).await;
+    let reason = relay.status.borrow().lanes_stopped[0].reason.clone();
+    assert!(reason.contains("InvalidTopic"), "{reason}");
+    relay.stop().await;
+}
+
+/// A broker that takes nothing: the window fills, reading stops, commits go on, and all is published once it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_kafka_takes_nothing_the_window_bounds_what_is_read() {
+    let outbox = Outbox::fresh("down", 1).await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let config = config::Relay { in_flight_events_max: 100, ..Outbox::relay_config() };
+    let publisher = Faulty::new(publisher(), &faults);
+    let relay = Running::start(Relay::with_publisher(config, &outbox.database_config(), publisher));
+    for _ in 0..10 {
+        outbox.emit(100, 10).await;
+    }
+
+    let full = async || (faults.plan().unreported >= 100).then_some(());
+    eventually("the window is full", PATIENCE, full).await;
+    assert_eq!(outbox.unsettled().await, 1_000);
+    faults.change(|plan| plan.hold_reports = false);
+
+    outbox.all_settled().await;
+    assert_eq!(outbox.assert_all_published_in_order().await, 0);
+    assert_eq!(faults.plan().unreported_most, 100, "never more than the window");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_be_reached_is_told_and_stops_no_lane() {
+    let outbox = Outbox::fresh("unreachable", 1).await;
+    outbox.emit(5, 1).await;
+    // A port that is taken and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = silent.local_addr().expect("it has an address").to_string();
+    drop(silent);
+    let kafka = config::Kafka { bootstrap_servers: address, ..kafka_config() };
+    let relay = Relay::new(Outbox::relay_config(), &kafka, &outbox.database_config()).expect("it can be made");
+    let mut relay = Running::start(relay);
+
+    relay.until("kafka is said to be unreachable", |s| s.kafka_reachable == Some(false)).await;
+    assert!(relay.status.borrow().lanes_stopped.is_empty());
+    relay.crash().await;
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    assert_eq!(outbox.assert_all_published_in_order().await, 0);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_connection_is_made_again_and_nothing_is_lost() {
+    let outbox = Outbox::fresh("reconnect", 1).await;
+    let relay = outbox.relay();
+    let mut connection = outbox.connect().await;
+    for round in 0..5 {
+        outbox.emit(200, 5).await;
+        if round % 2 == 0 {
+            let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                         where datname = current_database() and application_name = 'outboxd relay'";
+            connection.execute(ended).await.expect("connections can be cut");
+        }
+    }
+
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// A dump restored into another cluster: its progress is made of transaction ids that mean nothing there.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_of_another_cluster_is_not_trusted() {
+    let outbox = Outbox::fresh("identity", 1).await;
+    outbox.emit(1, 1).await;
+    let other = "update outbox.identity set system_identifier = system_identifier + 1";
+    outbox.connect().await.execute(other).await.expect("it can be changed");
+
+    let ended = outbox.relay().ended().await;
+
+    assert!(matches!(ended, Error::Identity { .. }), "{ended}");
+    assert!(outbox.published().await.0.is_empty());
+}
+
+/// The relay needs no more than a plain role with rights on the schema.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_role_can_relay() {
+    let outbox = Outbox::fresh("role", 1).await;
+    let role = format!("relay_{}", Uuid::now_v7().simple());
+    let mut connection = outbox.connect().await;
+    let statements = format!(
+        "create role {role} login; grant usage on schema outbox to {role};
+         grant select on all tables in schema outbox to {role}; grant select on all sequences in schema outbox to {role};
+         grant insert, update, delete on outbox.relays to {role}; grant update on outbox.progress to {role}"
+    );
+    connection.execute(AssertSqlSafe(statements)).await.expect("a role can be made");
+    outbox.emit(10, 2).await;
+    let url = outbox.url.replacen("postgres@", &format!("{role}@"), 1);
+    let database = config::Database { url, ..config::Database::default() };
+    let relay = Relay::new(Outbox::relay_config(), &kafka_config(), &database).expect("it can be made");
+    let relay = Running::start(relay);
+
+    outbox.all_settled().await;
+    relay.stop().await;
+    connection.execute(AssertSqlSafe(format!("drop owned by {role}; drop role {role}"))).await.expect("it goes");
+    connection.close().await.expect("it closes");
+}

@@ -1,0 +1,141 @@
+//! The fault-injecting publisher: the real one, with its reports held back, chosen records failed, or the whole relay
+//! stopped in its tracks.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+};
+
+use outbox_server::relay::publisher::{Fault, Publisher, Record, Refusal, Report, Topic};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Wraps a publisher.
+pub(crate) struct Faulty<P> {
+    inner: P,
+    faults: Faults,
+    /// Set by a failed record until the next reset: nothing behind it passes, as with the real one.
+    failed: bool,
+    reports: Vec<Report>,
+}
+
+/// What goes wrong; shared with the test.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    plan: Mutex<Plan>,
+    resumed: Condvar,
+    changed: Notify,
+}
+
+/// The test's wishes, and what it has seen.
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// Reports are kept back while this is set.
+    pub(crate) hold_reports: bool,
+    /// Records that fail, each by this fault.
+    pub(crate) fail: HashMap<Uuid, Fault>,
+    /// Topics that are not there.
+    pub(crate) missing: HashSet<String>,
+    /// Stops the calling thread in front of this record, once.
+    pub(crate) pause_before: Option<Uuid>,
+    /// Whether it stands there.
+    pub(crate) paused: bool,
+    /// Everything that was handed over.
+    pub(crate) enqueued: Vec<Uuid>,
+    /// How many were handed over and not yet reported, and the most that ever were.
+    pub(crate) unreported: usize,
+    pub(crate) unreported_most: usize,
+}
+
+impl Faults {
+    pub(crate) fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.0.plan.lock().expect("no test panics with it")
+    }
+
+    /// Changes the plan and lets it be noticed.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Plan)) {
+        change(&mut self.plan());
+        self.0.resumed.notify_all();
+        self.0.changed.notify_one();
+    }
+}
+
+impl<P: Publisher> Faulty<P> {
+    pub(crate) fn new(inner: P, faults: &Faults) -> Self {
+        Self { inner, faults: faults.clone(), failed: false, reports: Vec::new() }
+    }
+
+    fn fail(&mut self, token: usize, fault: Fault) {
+        self.failed = true;
+        self.reports.push(Report { token, outcome: Err(fault) });
+        self.faults.0.changed.notify_one();
+    }
+}
+
+impl<P: Publisher + Sync> Publisher for Faulty<P> {
+    fn topic(&mut self, topic: &str) -> Topic {
+        match self.faults.plan().missing.contains(topic) {
+            true => Topic::Missing("it is not there, for the test".into()),
+            false => self.inner.topic(topic),
+        }
+    }
+
+    fn enqueue(&mut self, record: &Record<'_>, token: usize) -> Result<(), Refusal> {
+        let id = record.event.id;
+        let mut plan = self.faults.0.plan.lock().expect("no test panics with it");
+        if plan.pause_before == Some(id) {
+            plan.paused = true;
+            while plan.pause_before == Some(id) {
+                plan = self.faults.0.resumed.wait(plan).expect("no test panics with it");
+            }
+            plan.paused = false;
+        }
+        plan.enqueued.push(id);
+        plan.unreported += 1;
+        plan.unreported_most = plan.unreported_most.max(plan.unreported);
+        let fault = plan.fail.get(&id).cloned();
+        drop(plan);
+        match fault {
+            _ if self.failed => self.fail(token, Fault::Publisher("a record before it failed".into())),
+            Some(fault) => self.fail(token, fault),
+            None => return self.inner.enqueue(record, token),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, reports: &mut Vec<Report>) {
+        let mut plan = self.faults.plan();
+        if !plan.hold_reports {
+            let before = reports.len();
+            reports.append(&mut self.reports);
+            self.inner.take(reports);
+            plan.unreported -= reports.len() - before;
+        }
+    }
+
+    async fn changed(&self) {
+        tokio::select! {
+            () = self.inner.changed() => {}
+            () = self.faults.0.changed.notified() => {}
+        }
+    }
+
+    async fn reset(&mut self) -> Vec<Report> {
+        self.failed = false;
+        let mut reports = std::mem::take(&mut self.reports);
+        reports.append(&mut self.inner.reset().await);
+        let mut plan = self.faults.plan();
+        plan.unreported = 0;
+        if plan.hold_reports {
+            reports.clear();
+        }
+        reports
+    }
+
+    fn reachable(&self) -> Option<bool> {
+        self.inner.reachable()
+    }
+}

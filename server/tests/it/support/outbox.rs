@@ -1,0 +1,217 @@
+//! What the relay's tests share: an outbox with events in it, relays that run on it, and what came out in Kafka.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use outbox_harness::{eventually, kafka, postgres::Database};
+use outbox_server::{
+    config,
+    relay::{Error, Relay, Status, Wake, kafka::Kafka, publisher::Publisher},
+    store,
+};
+use rdkafka::message::{Message as _, OwnedMessage};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Longer than anything here takes, on a slow machine too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A database with the outbox's schema, and a topic.
+pub(crate) struct Outbox {
+    pub(crate) url: String,
+    pub(crate) topic: String,
+    _database: Option<Database>,
+}
+
+impl Outbox {
+    pub(crate) async fn fresh(name: &str, partitions: i32) -> Self {
+        let database = Database::fresh().await;
+        let (url, topic) = (database.url.clone(), kafka::fresh_topic(name, partitions).await);
+        Self::migrated(url, topic, Some(database)).await
+    }
+
+    /// In a cluster of the test's own.
+    pub(crate) async fn at(url: String, topic: String) -> Self {
+        Self::migrated(url, topic, None).await
+    }
+
+    async fn migrated(url: String, topic: String, database: Option<Database>) -> Self {
+        // `RUST_LOG` shows what the relay says; only the first test of a run sets it up.
+        let log = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let _ = log.with_test_writer().try_init();
+        let outbox = Self { url, topic, _database: database };
+        store::migrate::run(&mut outbox.connect().await).await.expect("the schema can be made");
+        outbox
+    }
+
+    pub(crate) async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("the database can be reached")
+    }
+
+    /// Stores `count` events, spread over `keys` keys, each in a transaction of its own if `single`.
+    pub(crate) async fn emit(&self, count: usize, keys: usize) {
+        let statement = format!(
+            "select count(outbox.emit('{}', 'test.counted', to_jsonb(n), 'key-' || n % {keys})) from generate_series(1, {count}) n",
+            self.topic
+        );
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut self.connect().await).await.expect("events can be stored");
+    }
+
+    /// Every stored event in order of position: id and key.
+    pub(crate) async fn stored(&self) -> Vec<(Uuid, Option<Vec<u8>>)> {
+        sqlx::query_as("select id, key from outbox.events where topic = $1 order by position")
+            .bind(&self.topic)
+            .fetch_all(&mut self.connect().await)
+            .await
+            .expect("events can be read")
+    }
+
+    /// How many stored events no progress has passed.
+    pub(crate) async fn unsettled(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from outbox.events e where not outbox.is_settled(e)")
+            .fetch_one(&mut self.connect().await)
+            .await
+            .expect("events can be counted")
+    }
+
+    /// The same, in all lanes but one.
+    pub(crate) async fn unsettled_besides(&self, lane: i16) -> i64 {
+        sqlx::query_scalar("select count(*) from outbox.events e where lane <> $1 and not outbox.is_settled(e)")
+            .bind(lane)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .expect("events can be counted")
+    }
+
+    /// Waits until progress has passed every event.
+    pub(crate) async fn all_settled(&self) {
+        let settled = async || (self.unsettled().await == 0).then_some(());
+        eventually("every event is settled", PATIENCE, settled).await;
+    }
+
+    /// What the topic holds now.
+    pub(crate) async fn published(&self) -> Published {
+        let topic = self.topic.clone();
+        let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
+        Published(records)
+    }
+
+    /// Asserts that Kafka holds exactly the stored events, once repeats are dropped, each key's in order of position.
+    /// Returns how many repeats there are.
+    pub(crate) async fn assert_all_published_in_order(&self) -> usize {
+        let (stored, published) = (self.stored().await, self.published().await);
+        let mut expected: BTreeMap<Option<Vec<u8>>, Vec<Uuid>> = BTreeMap::new();
+        for (id, key) in &stored {
+            expected.entry(key.clone()).or_default().push(*id);
+        }
+        let found = published.by_key();
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "the same keys");
+        for (key, ids) in &expected {
+            assert_eq!(&found[key], ids, "the events of key {key:?} in order");
+        }
+        published.0.len() - stored.len()
+    }
+
+    pub(crate) fn relay_config() -> config::Relay {
+        config::Relay { lease_ttl_ms: 1_500, stopped_lane_retry_ms: 300, ..config::Relay::default() }
+    }
+
+    pub(crate) fn database_config(&self) -> config::Database {
+        config::Database { url: self.url.clone(), ..config::Database::default() }
+    }
+
+    /// A relay to Kafka, running.
+    pub(crate) fn relay(&self) -> Running {
+        self.relay_with(Self::relay_config())
+    }
+
+    pub(crate) fn relay_with(&self, relay: config::Relay) -> Running {
+        Running::start(Relay::new(relay, &kafka_config(), &self.database_config()).expect("the configuration is right"))
+    }
+}
+
+pub(crate) fn kafka_config() -> config::Kafka {
+    config::Kafka { bootstrap_servers: kafka::bootstrap_servers(), ..config::Kafka::default() }
+}
+
+/// The real publisher, to be wrapped.
+pub(crate) fn publisher() -> Kafka {
+    let relay = Relay::new(config::Relay::default(), &kafka_config(), &config::Database::default());
+    relay.expect("the configuration is right").into_publisher()
+}
+
+/// A relay that runs.
+pub(crate) struct Running {
+    task: JoinHandle<Result<(), Error>>,
+    shutdown: CancellationToken,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) wake: Wake,
+    pub(crate) instance: Uuid,
+}
+
+impl Running {
+    pub(crate) fn start<P: Publisher>(relay: Relay<P>) -> Self {
+        let (shutdown, status, wake, instance) =
+            (CancellationToken::new(), relay.status(), relay.wake(), relay.instance());
+        let task = tokio::spawn(relay.run(shutdown.clone(), PATIENCE));
+        Self { task, shutdown, status, wake, instance }
+    }
+
+    /// As SIGTERM does.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.expect("the relay does not panic").expect("the relay ends well");
+    }
+
+    /// As SIGKILL does: nothing is settled, written or given back.
+    pub(crate) async fn crash(self) {
+        self.task.abort();
+        assert!(self.task.await.expect_err("it is cut off").is_cancelled());
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(self) -> Error {
+        let ended = tokio::time::timeout(PATIENCE, self.task).await.expect("it ends");
+        ended.expect("the relay does not panic").expect_err("it ends with an error")
+    }
+
+    /// Waits for a state.
+    pub(crate) async fn until(&mut self, what: &str, state: impl FnMut(&Status) -> bool) {
+        let seen = tokio::time::timeout(PATIENCE, self.status.wait_for(state)).await;
+        seen.unwrap_or_else(|_| panic!("waited in vain for: {what}")).expect("the relay runs");
+    }
+}
+
+/// Records of a topic, partition by partition.
+pub(crate) struct Published(pub(crate) Vec<OwnedMessage>);
+
+impl Published {
+    /// The ids of each key's events in the order of the log, without repeats.
+    pub(crate) fn by_key(&self) -> BTreeMap<Option<Vec<u8>>, Vec<Uuid>> {
+        let (mut seen, mut by_key) = (HashSet::new(), BTreeMap::<_, Vec<_>>::new());
+        for record in &self.0 {
+            let id = id(record);
+            if seen.insert(id) {
+                by_key.entry(record.key().map(<[u8]>::to_vec)).or_default().push(id);
+            }
+        }
+        by_key
+    }
+
+    /// How often each id appears.
+    pub(crate) fn counts(&self) -> HashMap<Uuid, usize> {
+        let mut counts = HashMap::new();
+        for record in &self.0 {
+            *counts.entry(id(record)).or_default() += 1;
+        }
+        counts
+    }
+}
+
+fn id(record: &OwnedMessage) -> Uuid {
+    kafka::header(record, "ce_id").expect("the record has an id").parse().expect("it is a UUID")
+}
