@@ -1,7 +1,7 @@
 //! Activates a user and publishes `user.activated`, in one transaction.
 //!
 //! Needs a server with the sample catalog, as `deploy/quickstart` starts one:
-//! `cargo run -p outbox-sdk --example commit -- http://localhost:7420 user-7`
+//! `cargo run -p outbox-sdk --example commit -- http://localhost:7411 user-7`
 
 use outbox_sdk::{Client, Command, CommitError, NewEvent};
 use serde_json::json;
@@ -10,7 +10,7 @@ use serde_json::json;
 #[allow(clippy::print_stdout, reason = "an example speaks to whoever runs it")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let endpoint = arguments.next().unwrap_or_else(|| "http://localhost:7420".to_owned());
+    let endpoint = arguments.next().unwrap_or_else(|| "http://localhost:7411".to_owned());
     let user = arguments.next().unwrap_or_else(|| "user-7".to_owned());
 
     let client = Client::connect(endpoint)?;

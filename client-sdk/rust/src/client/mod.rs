@@ -39,7 +39,7 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(50), ceiling: Dur
 /// use outbox_sdk::{Client, Command, NewEvent};
 ///
 /// # async fn activate() -> Result<(), Box<dyn std::error::Error>> {
-/// let client = Client::connect("http://localhost:7420")?;
+/// let client = Client::connect("http://localhost:7411")?;
 /// let committed = client
 ///     .commit()
 ///     .command(Command::new("activate_user").param("user_id", "user-7"))
@@ -68,8 +68,8 @@ struct Settings {
 /// Why a client cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The endpoint is not a URI such as `http://localhost:7420`.
-    #[error("the endpoint `{endpoint}` is not a URI with scheme and host, such as `http://localhost:7420`")]
+    /// The endpoint is not a URI such as `http://localhost:7411`.
+    #[error("the endpoint `{endpoint}` is not a URI with scheme and host, such as `http://localhost:7411`")]
     Endpoint {
         /// What was given.
         endpoint: String,

@@ -288,7 +288,7 @@ async fn an_earlier_commit_is_found_or_not() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_none_is_refused() {
-    for endpoint in ["", "localhost:7420", "ftp://localhost", "http://"] {
+    for endpoint in ["", "localhost:7411", "ftp://localhost", "http://"] {
         assert!(Client::connect(endpoint).is_err(), "{endpoint:?}");
     }
 }
