@@ -6,8 +6,11 @@
 
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed, and says why")]
 
+pub mod cluster;
 pub mod kafka;
+pub mod outboxd;
 pub mod postgres;
+pub mod zipf;
 
 use std::time::{Duration, Instant};
 

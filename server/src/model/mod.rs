@@ -1,5 +1,6 @@
 //! The domain's own types, free of gRPC, SQL and Kafka.
 
+pub mod commit;
 pub mod event;
 pub mod progress;
 pub mod snapshot;

@@ -22,7 +22,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether it reaches both sides and every lane moves.
+    /// Whether it gets on: it reaches both sides, as far as it knows, and no lane is stopped.
     pub fn is_healthy(&self) -> bool {
         self.connected && self.lanes_stopped.is_empty() && self.kafka_reachable != Some(false)
     }

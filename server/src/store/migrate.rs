@@ -1,14 +1,35 @@
-//! Brings a database's `outbox` schema up to date.
-//!
-//! Running it twice at once or again is safe: sqlx takes an advisory lock and skips what is done. It deliberately
-//! never goes back.
+//! Applies the migrations, and makes partitions ahead of time.
 
-use sqlx::{PgConnection, migrate::MigrateError};
+use sqlx::{Executor as _, PgConnection, migrate::Migrator};
 
-/// Applies the migrations that the database lacks.
+use super::{Error, Failure};
+
+/// Days of event partitions to have ready. Events that `outbox.emit` stores need them when no server runs, too.
+const DAYS_AHEAD: i32 = 7;
+
+/// Applies every migration that is not applied yet. Safe to run from several processes at once.
 ///
 /// # Errors
-/// [`MigrateError`] when one fails, or when one that was applied has been changed since.
-pub async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    sqlx::migrate!("../migrations").run(connection).await
+/// When the database refuses one, or holds one this program does not know.
+pub async fn run(connection: &mut PgConnection) -> Result<(), Error> {
+    let mut migrator: Migrator = sqlx::migrate!("../migrations");
+    migrator.create_schema("outbox");
+    migrator.dangerous_set_table_name("outbox.migrations");
+    migrator.run_direct(None, connection, false).await.map_err(|error| Error::Internal(error.into()))?;
+    make_partitions(connection).await.map(drop)
+}
+
+/// Makes the partitions of the days to come; returns how many were missing.
+///
+/// # Errors
+/// [`Error::Conflict`] when a lock is not to be had within two seconds: try again.
+pub async fn make_partitions(connection: &mut PgConnection) -> Result<i32, Error> {
+    let run = async {
+        connection.execute("set lock_timeout = '2s'").await?;
+        let made = sqlx::query_scalar("select outbox.make_partitions($1)").bind(DAYS_AHEAD).fetch_one(&mut *connection);
+        let made = made.await;
+        connection.execute("set lock_timeout = 0").await?;
+        made
+    };
+    run.await.map_err(|error| Failure::read(error, None).into_error())
 }

@@ -1,4 +1,12 @@
-//! SQL: the only place besides `catalog` that knows it.
+//! The outbox in Postgres: the only place that speaks SQL, with `catalog`, which prepares the operator's.
+//!
+//! It deliberately knows nothing of gRPC and Kafka.
 
+pub mod commit;
+mod error;
+pub mod event;
 pub mod migrate;
 pub mod relay;
+pub mod session;
+
+pub use error::{ConstraintKind, Error, Failure, RowCount};

@@ -1,13 +1,19 @@
-//! The server's integration tests: one binary, on a real Postgres and a real Kafka.
+//! outboxd's server against a real Postgres and a real Kafka. One binary, so that it links once.
 //!
 //! `DATABASE_URL` and `KAFKA_BOOTSTRAP_SERVERS` name them; `deploy/test` sets both.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on has failed, and says why")]
+#![allow(missing_docs, clippy::expect_used, clippy::unwrap_used, reason = "a test says what fails by failing")]
 
-mod faulty;
+mod bad_input;
+mod catalog;
+mod commit;
+mod emit;
+mod outage;
 mod relay;
 mod relay_faults;
 mod relay_flush;
 mod relay_share;
 mod relay_snapshot;
 mod support;
+mod tidy;
+mod trace;

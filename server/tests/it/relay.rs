@@ -4,9 +4,9 @@ use outbox_harness::{eventually, kafka};
 use outbox_server::config;
 use rdkafka::message::{Headers as _, Message as _};
 
-use crate::{
+use crate::support::{
     faulty::{Faults, Faulty},
-    support::{Outbox, PATIENCE, Running, publisher},
+    outbox::{Outbox, PATIENCE, Running, publisher},
 };
 use outbox_server::relay::Relay;
 

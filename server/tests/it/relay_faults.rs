@@ -8,9 +8,9 @@ use outbox_server::{
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use uuid::Uuid;
 
-use crate::{
+use crate::support::{
     faulty::{Faults, Faulty},
-    support::{Outbox, PATIENCE, Running, kafka_config, publisher},
+    outbox::{Outbox, PATIENCE, Running, kafka_config, publisher},
 };
 
 fn faulty(outbox: &Outbox, faults: &Faults) -> Running {
@@ -102,7 +102,7 @@ async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
     eventually("all but the large event and the one behind it are settled", PATIENCE, settled).await;
 
     let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
-    let published = crate::support::Published(records).by_key();
+    let published = crate::support::outbox::Published(records).by_key();
     assert_eq!(published.len(), 1, "nothing of the large event's key");
     assert_eq!(published[&Some(b"small".to_vec())], expected);
     relay.stop().await;
@@ -133,7 +133,7 @@ async fn a_missing_topic_stops_its_lane_until_it_is_there_and_no_other() {
     outbox.all_settled().await;
     outbox.assert_all_published_in_order().await;
     let records = tokio::task::spawn_blocking(move || kafka::read_topic(&late)).await.expect("it can be read");
-    assert_eq!(crate::support::Published(records).by_key()[&Some(b"a".to_vec())], [first, second]);
+    assert_eq!(crate::support::outbox::Published(records).by_key()[&Some(b"a".to_vec())], [first, second]);
     relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
     relay.stop().await;
 }

@@ -10,9 +10,9 @@ use outbox_server::{config, relay::Relay};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
-use crate::{
+use crate::support::{
     faulty::{Faults, Faulty},
-    support::{Outbox, PATIENCE, Running, publisher},
+    outbox::{Outbox, PATIENCE, Running, publisher},
 };
 
 /// A Postgres cluster whose commits wait for nothing, and whose log is written out only every ten seconds.

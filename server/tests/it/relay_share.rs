@@ -7,9 +7,9 @@ use outbox_server::{config, relay::Relay, store::relay as store};
 use sqlx::Executor as _;
 use uuid::Uuid;
 
-use crate::{
+use crate::support::{
     faulty::{Faults, Faulty},
-    support::{Outbox, PATIENCE, Running, publisher},
+    outbox::{Outbox, PATIENCE, Running, publisher},
 };
 
 /// Trap 3: lanes, not rows, are shared out, so that one relay at a time has a key.

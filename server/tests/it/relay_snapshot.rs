@@ -4,7 +4,7 @@ use outbox_harness::eventually;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
-use crate::support::{Outbox, PATIENCE};
+use crate::support::outbox::{Outbox, PATIENCE};
 
 async fn emit(connection: &mut PgConnection, topic: &str, key: Option<&str>) -> Uuid {
     sqlx::query_scalar("select outbox.emit($1, 'test.counted', '1', $2)")

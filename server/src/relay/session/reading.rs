@@ -14,7 +14,10 @@ use crate::{
         publisher::Publisher,
         reader::{Answer, Question},
     },
-    store::relay::fetch::{Now, Page, Request},
+    store::relay::{
+        fetch::{Now, Page, Request},
+        row::Row,
+    },
 };
 
 /// Pause between two polls while there is work: commits gather meanwhile, and a poll costs a flush.
@@ -82,20 +85,20 @@ impl<P: Publisher> Session<'_, P> {
             return Ok(());
         }
         match self.reader.take().transpose()? {
-            Some(Answer::Poll(number, now)) => self.take_snapshot(number, now),
+            Some(Answer::Poll(number, now)) => self.take_snapshot(number, &now),
             Some(Answer::Page(request, page)) => self.take_page(request, page).await?,
             None => {}
         }
         Ok(())
     }
 
-    fn take_snapshot(&mut self, number: u64, now: Now) {
+    fn take_snapshot(&mut self, number: u64, now: &Now) {
         self.round += 1;
         // The mark's transaction ended before the snapshot was taken, so that a transaction which the snapshot does
         // not know came after the mark, and took all its positions above the mark's.
         let floor = if self.poll_mark.xid < now.snapshot.xmax() { self.poll_mark.floor } else { 0 };
         let target = Base { seen: now.snapshot.clone(), floor };
-        let empty = self.lanes.start(number, &now, &target);
+        let empty = self.lanes.start(number, now, &target);
         if let Some(first) = empty.first().and_then(|lane| self.lanes.get_mut(*lane)) {
             let to = first.read.clone();
             self.window.push(empty, Vec::new(), to.clone(), to, self.round);
@@ -108,7 +111,7 @@ impl<P: Publisher> Session<'_, P> {
     async fn take_page(&mut self, request: Request, page: Page) -> Result<(), Error> {
         let Request { lanes, from, .. } = request;
         let Page { rows, complete } = page;
-        let to = from.reach(if complete { None } else { rows.last().map(|r| r.position()) });
+        let to = from.reach(if complete { None } else { rows.last().map(Row::position) });
         let lanes = self.lanes.move_read(&lanes, &from, &to);
         if rows.is_empty() {
             self.pace.found_nothing();

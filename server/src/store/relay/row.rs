@@ -232,7 +232,7 @@ mod tests {
 
     fn stream(rows: &[(i64, i16, &str)]) -> Vec<u8> {
         let mut bytes = [SIGNATURE, &[0; 8]].concat();
-        let mut field = |value: Option<&[u8]>, bytes: &mut Vec<u8>| {
+        let field = |value: Option<&[u8]>, bytes: &mut Vec<u8>| {
             bytes.extend(value.map_or(-1, |v| i32::try_from(v.len()).expect("short")).to_be_bytes());
             bytes.extend(value.unwrap_or_default());
         };

@@ -3,9 +3,17 @@
 //! Later layers win: defaults, then the TOML file, then the environment (`OUTBOXD_DATABASE__URL` sets
 //! `database.url`), then command-line flags.
 
+mod layers;
+mod verify;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::layers::{Error, Layers};
+
+/// The configuration file with every key at its default and what it means.
+pub const REFERENCE: &str = include_str!("../../../deploy/outboxd.toml");
 
 /// Everything `outboxd` can be told. Times are in the unit their name ends in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -203,4 +211,27 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Config {
+    /// As TOML, with passwords left out.
+    pub fn to_toml(&self) -> String {
+        let mut shown = self.clone();
+        shown.database.url = without_password(&shown.database.url);
+        for (key, value) in &mut shown.kafka.properties {
+            if key.contains("password") || key.contains("key.pem") || key.contains("jaas") {
+                *value = "***".into();
+            }
+        }
+        toml::to_string(&shown).expect("the configuration has a TOML form")
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let (user, host) = rest.rsplit_once('@')?;
+        let (user, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    });
+    parts.unwrap_or_else(|| url.to_owned())
 }

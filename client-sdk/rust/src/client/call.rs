@@ -1,0 +1,121 @@
+//! The loop of attempts behind every call.
+//!
+//! Invariants: every attempt sends the same message, its `grpc-timeout` is what remains of the deadline, and the call
+//! ends by its deadline. It deliberately holds no opinion on single failures: `retry` judges them.
+
+use std::time::Duration;
+
+use outbox_proto::v1::outbox_service_client::OutboxServiceClient;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+use tracing::{Instrument as _, Span};
+
+use super::{
+    BACKOFF, Client, CommitError, Failure,
+    retry::{Verdict, judge},
+};
+use crate::trace;
+
+pub(super) const COMMIT: &str = "outbox.v1.OutboxService/Commit";
+pub(super) const GET_COMMIT: &str = "outbox.v1.OutboxService/GetCommit";
+
+pub(super) type Rpc = OutboxServiceClient<Channel>;
+
+/// What a call is, besides its message.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) method: &'static str,
+    pub(super) request_id: &'a str,
+    pub(super) deadline: Duration,
+}
+
+impl Client {
+    /// Sends `message` until an attempt succeeds, one fails for good, or the deadline passes.
+    pub(super) async fn call<M, A, F>(
+        &self,
+        call: Call<'_>,
+        message: M,
+        send: impl Fn(Rpc, Request<M>) -> F,
+    ) -> Result<A, CommitError>
+    where
+        M: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let span = trace::client_span(call.method, &self.settings.address, self.settings.port, call.request_id);
+        let mut attempts = 0;
+        let outcome = self.attempts(call, message, send, &span, &mut attempts).instrument(span.clone()).await;
+        let code = outcome.as_ref().err().map_or(Code::Ok, CommitError::code);
+        trace::record_outcome(&span, code_name(code), attempts);
+        outcome
+    }
+
+    async fn attempts<M, A, F>(
+        &self,
+        call: Call<'_>,
+        message: M,
+        send: impl Fn(Rpc, Request<M>) -> F,
+        span: &Span,
+        attempts: &mut u32,
+    ) -> Result<A, CommitError>
+    where
+        M: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let until = Instant::now() + call.deadline;
+        let mut reached_before = false;
+        loop {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(until.saturating_duration_since(Instant::now()));
+            trace::inject(span, request.metadata_mut());
+            *attempts += 1;
+            let status = match timeout_at(until, send(self.rpc.clone(), request)).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
+            };
+            let verdict = judge(&status);
+            let failure = |status| Failure::new(call.request_id, *attempts, status);
+            let (after, reached) = match verdict {
+                Verdict::Retry { after, reached } => (after, reached),
+                Verdict::Refused { settles } if settles || !reached_before => {
+                    return Err(CommitError::Refused(failure(status)));
+                }
+                Verdict::Refused { .. } | Verdict::Unknown => return Err(CommitError::Unknown(failure(status))),
+            };
+            reached_before |= reached;
+            let delay = after.unwrap_or_default() + BACKOFF.delay(*attempts);
+            if Instant::now() + delay >= until {
+                return Err(match status.code() {
+                    _ if reached_before => CommitError::Unknown(failure(status)),
+                    Code::Unavailable => CommitError::Unreachable(failure(status)),
+                    _ => CommitError::Refused(failure(status)),
+                });
+            }
+            tracing::debug!(attempt = *attempts, delay = ?delay, error = %status.code(), "the call is tried again");
+            sleep(delay).await;
+        }
+    }
+}
+
+/// A code's name as gRPC writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

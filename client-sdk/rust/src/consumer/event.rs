@@ -1,0 +1,146 @@
+//! A received event.
+//!
+//! Invariant: what is here is what the record held, byte for byte. It deliberately does not interpret payloads beyond
+//! reading JSON when asked to.
+
+use chrono::{DateTime, Utc};
+use outbox_proto::record::{Attributes, DecodeError};
+use rdkafka::{
+    Message as _,
+    message::{Headers as _, OwnedMessage},
+};
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+/// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it.
+#[derive(Debug)]
+pub struct Event {
+    record: OwnedMessage,
+    attributes: Attributes,
+}
+
+/// Why a payload cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The event is a tombstone.
+    #[error("event {id} of type `{event_type}` has no payload")]
+    Missing {
+        /// The event's id.
+        id: Uuid,
+        /// The event's type.
+        event_type: String,
+    },
+    /// The payload is not the JSON that the type asked for needs.
+    #[error("the payload of event {id} of type `{event_type}` cannot be read as the JSON of {expected}")]
+    Json {
+        /// The event's id.
+        id: Uuid,
+        /// The event's type.
+        event_type: String,
+        /// The Rust type asked for.
+        expected: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Event {
+    pub(super) fn decode(record: OwnedMessage) -> Result<Self, DecodeError> {
+        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
+        let attributes = Attributes::decode(headers.map(|header| (header.key, header.value)))?;
+        Ok(Self { record, attributes })
+    }
+
+    /// What it is deduplicated by, within its source.
+    pub fn id(&self) -> Uuid {
+        self.attributes.id
+    }
+
+    /// CloudEvents `source`: who made it.
+    pub fn source(&self) -> &str {
+        &self.attributes.source
+    }
+
+    /// CloudEvents `type`: what happened.
+    pub fn event_type(&self) -> &str {
+        &self.attributes.event_type
+    }
+
+    /// CloudEvents `subject`: what it happened to.
+    pub fn subject(&self) -> Option<&str> {
+        self.attributes.subject.as_deref()
+    }
+
+    /// CloudEvents `time`: when it happened. outboxd always sets it.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        self.attributes.time
+    }
+
+    /// The key, in whose order the events of a topic arrive.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.record.key()
+    }
+
+    /// The payload; `None` for a tombstone.
+    pub fn payload(&self) -> Option<&[u8]> {
+        self.record.payload()
+    }
+
+    /// Media type of the payload.
+    pub fn content_type(&self) -> Option<&str> {
+        self.attributes.content_type.as_deref()
+    }
+
+    /// Reads the payload as JSON, whatever its content type.
+    ///
+    /// # Errors
+    /// [`PayloadError`] when there is none, or it does not have the shape of `T`.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
+        let (id, event_type) = (self.id(), self.event_type().to_owned());
+        match self.payload() {
+            None => Err(PayloadError::Missing { id, event_type }),
+            Some(payload) => serde_json::from_slice(payload).map_err(|source| PayloadError::Json {
+                id,
+                event_type,
+                expected: std::any::type_name::<T>(),
+                source,
+            }),
+        }
+    }
+
+    /// The free headers, in the order of the record.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
+        self.attributes.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
+    /// The value of the last free header of this name.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let found = self.attributes.headers.iter().rev().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// Where it was read from.
+    pub fn topic(&self) -> &str {
+        self.record.topic()
+    }
+
+    /// Where it was read from.
+    pub fn partition(&self) -> i32 {
+        self.record.partition()
+    }
+
+    /// Where it was read from. A repeat has another offset and the same id.
+    pub fn offset(&self) -> i64 {
+        self.record.offset()
+    }
+
+    pub(crate) fn traceparent(&self) -> Option<&str> {
+        self.attributes.traceparent.as_deref()
+    }
+
+    pub(crate) fn tracestate(&self) -> Option<&str> {
+        self.attributes.tracestate.as_deref()
+    }
+}

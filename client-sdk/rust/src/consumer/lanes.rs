@@ -1,0 +1,254 @@
+//! The lanes of the partitions that are assigned now, and what of each may be committed to Kafka.
+//!
+//! A lane is one assignment of one partition: a bounded queue and a task that works it off in order. Every assignment
+//! makes lanes with a new [`Epoch`], so a late result of an earlier assignment finds no lane and is discarded.
+//! Invariant: the offset to commit moves only when a record is settled, and in order.
+//!
+//! It deliberately neither calls Kafka nor blocks: `poller` and `rebalance` do.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rdkafka::{Message as _, Offset, TopicPartitionList, message::OwnedMessage};
+use tokio::{sync::mpsc, task::AbortHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    mailbox::{News, Settled},
+    stats::{Counters, add, take},
+};
+
+/// Names one assignment of one partition, never used again.
+pub(super) type Epoch = u64;
+
+/// Limits of one lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+}
+
+/// What a lane's task needs of its lane.
+pub(super) struct LaneEnd {
+    pub(super) epoch: Epoch,
+    pub(super) records: mpsc::Receiver<OwnedMessage>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Starts the task of a lane.
+pub(super) type StartLane = Box<dyn Fn(LaneEnd) -> AbortHandle + Send + Sync>;
+
+struct Lane {
+    topic: String,
+    partition: i32,
+    records: mpsc::Sender<OwnedMessage>,
+    stop: CancellationToken,
+    task: AbortHandle,
+    in_flight: usize,
+    bytes: usize,
+    paused: bool,
+    /// The offset after the last settled record.
+    next: Option<i64>,
+    /// The highest offset that Kafka was asked to commit.
+    requested: Option<i64>,
+}
+
+pub(super) struct Lanes {
+    start: StartLane,
+    bound: Bound,
+    counters: Arc<Counters>,
+    last_epoch: Epoch,
+    lanes: HashMap<Epoch, Lane>,
+    epochs: HashMap<String, HashMap<i32, Epoch>>,
+}
+
+/// What a record counts as against a lane's bound: payload, key and a flat sum for the rest.
+pub(super) fn size(record: &OwnedMessage) -> usize {
+    record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len) + 256
+}
+
+impl Lanes {
+    pub(super) fn new(start: StartLane, bound: Bound, counters: Arc<Counters>) -> Self {
+        Self { start, bound, counters, last_epoch: 0, lanes: HashMap::new(), epochs: HashMap::new() }
+    }
+
+    /// Opens a lane for each partition; one that has a lane gets another, and the old one ends.
+    pub(super) fn open(&mut self, partitions: &[(String, i32)]) {
+        self.close(&self.epochs_of(partitions));
+        for (topic, partition) in partitions {
+            self.last_epoch += 1;
+            let epoch = self.last_epoch;
+            let (records, receiver) = mpsc::channel(self.bound.records);
+            let stop = CancellationToken::new();
+            let task = (self.start)(LaneEnd { epoch, records: receiver, stop: stop.clone() });
+            let (topic, partition) = (topic.clone(), *partition);
+            self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
+            let (in_flight, bytes, paused, next, requested) = (0, 0, false, None, None);
+            let lane = Lane { topic, partition, records, stop, task, in_flight, bytes, paused, next, requested };
+            self.lanes.insert(epoch, lane);
+        }
+    }
+
+    /// Queues a record in its partition's lane. True when the lane is full now: its partition is to be paused.
+    /// A record of a partition without a lane is dropped: it has not been settled, so it will be read again.
+    pub(super) fn push(&mut self, record: OwnedMessage) -> bool {
+        let epoch = self.epochs.get(record.topic()).and_then(|topic| topic.get(&record.partition()));
+        let Some(lane) = epoch.and_then(|epoch| self.lanes.get_mut(epoch)) else {
+            tracing::debug!(topic = record.topic(), partition = record.partition(), "a record of no lane is dropped");
+            return false;
+        };
+        let bytes = size(&record);
+        // The queue has room for every record of the bound. It is closed only when the lane's task has ended.
+        if lane.records.try_send(record).is_err() {
+            return false;
+        }
+        add(&self.counters.queued, 1);
+        lane.in_flight += 1;
+        lane.bytes += bytes;
+        lane.paused |= lane.in_flight >= self.bound.records || lane.bytes >= self.bound.bytes;
+        lane.paused
+    }
+
+    /// Takes in what lanes report, and returns the paused partitions that have room again.
+    pub(super) fn apply(&mut self, news: &News) -> Vec<(String, i32)> {
+        let mut resumed = Vec::new();
+        for Settled { epoch, offset, bytes } in &news.settled {
+            let Some(lane) = self.lanes.get_mut(epoch) else {
+                add(&self.counters.discarded, 1);
+                continue;
+            };
+            take(&self.counters.queued, 1);
+            lane.in_flight -= 1;
+            lane.bytes -= bytes;
+            lane.next = lane.next.max(Some(offset + 1));
+            let half_empty = lane.in_flight <= self.bound.records / 2 && lane.bytes <= self.bound.bytes / 2;
+            if lane.paused && half_empty {
+                lane.paused = false;
+                resumed.push((lane.topic.clone(), lane.partition));
+            }
+        }
+        resumed
+    }
+
+    /// The lanes of these partitions.
+    pub(super) fn epochs_of(&self, partitions: &[(String, i32)]) -> Vec<Epoch> {
+        let epoch = |(topic, partition): &(String, i32)| self.epochs.get(topic)?.get(partition).copied();
+        partitions.iter().filter_map(epoch).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<Epoch> {
+        self.lanes.keys().copied().collect()
+    }
+
+    pub(super) fn has(&self, epoch: Epoch) -> bool {
+        self.lanes.contains_key(&epoch)
+    }
+
+    /// Asks lanes to end after the record they are handling.
+    pub(super) fn stop(&self, epochs: &[Epoch]) {
+        epochs.iter().filter_map(|epoch| self.lanes.get(epoch)).for_each(|lane| lane.stop.cancel());
+    }
+
+    /// Which of these lanes are paused.
+    pub(super) fn paused(&self, epochs: &[Epoch]) -> Vec<(String, i32)> {
+        let paused = epochs.iter().filter_map(|epoch| self.lanes.get(epoch)).filter(|lane| lane.paused);
+        paused.map(|lane| (lane.topic.clone(), lane.partition)).collect()
+    }
+
+    /// What of these lanes is settled and not yet asked to be committed; `None` when nothing is.
+    pub(super) fn offsets(&mut self, epochs: &[Epoch]) -> Option<TopicPartitionList> {
+        let mut offsets = TopicPartitionList::new();
+        for epoch in epochs {
+            let Some(lane) = self.lanes.get_mut(epoch) else { continue };
+            let Some(next) = lane.next.filter(|_| lane.next > lane.requested) else { continue };
+            if let Err(error) = offsets.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(next)) {
+                tracing::error!(%error, topic = lane.topic, next, "an offset cannot be committed");
+                continue;
+            }
+            lane.requested = lane.next;
+        }
+        (offsets.count() > 0).then_some(offsets)
+    }
+
+    /// A commit failed: every settled offset is to be asked for again.
+    pub(super) fn forget_requests(&mut self) {
+        self.lanes.values_mut().for_each(|lane| lane.requested = None);
+    }
+
+    /// Ends lanes at once, dropping what they are handling. Their later results are discarded.
+    pub(super) fn close(&mut self, epochs: &[Epoch]) {
+        for epoch in epochs {
+            let Some(lane) = self.lanes.remove(epoch) else { continue };
+            lane.task.abort();
+            take(&self.counters.queued, lane.in_flight as u64);
+            if let Some(partitions) = self.epochs.get_mut(&lane.topic) {
+                partitions.remove(&lane.partition);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::Timestamp;
+
+    use super::*;
+
+    fn lanes(records: usize) -> Lanes {
+        let start: StartLane =
+            Box::new(|mut end| tokio::spawn(async move { while end.records.recv().await.is_some() {} }).abort_handle());
+        Lanes::new(start, Bound { records, bytes: 1 << 20 }, Arc::default())
+    }
+
+    fn record(offset: i64) -> OwnedMessage {
+        OwnedMessage::new(Some(vec![0; 100]), None, "users".into(), Timestamp::NotAvailable, 0, offset, None)
+    }
+
+    fn settled(epoch: Epoch, offset: i64) -> News {
+        News { settled: vec![Settled { epoch, offset, bytes: 356 }], ..News::default() }
+    }
+
+    fn users() -> Vec<(String, i32)> {
+        vec![("users".to_owned(), 0)]
+    }
+
+    fn offset(offsets: Option<TopicPartitionList>) -> Option<i64> {
+        offsets?.elements().first()?.offset().to_raw()
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_is_paused_and_resumed_when_half_empty() {
+        let mut lanes = lanes(4);
+        lanes.open(&users());
+        let full: Vec<bool> = (0..4).map(|offset| lanes.push(record(offset))).collect();
+        assert_eq!(full, [false, false, false, true]);
+        assert_eq!(lanes.apply(&settled(1, 0)), []);
+        assert_eq!(lanes.apply(&settled(1, 1)), users());
+    }
+
+    #[tokio::test]
+    async fn only_what_is_settled_is_committed_and_only_once() {
+        let mut lanes = lanes(4);
+        lanes.open(&users());
+        lanes.push(record(7));
+        lanes.push(record(8));
+        assert_eq!(offset(lanes.offsets(&[1])), None);
+        lanes.apply(&settled(1, 7));
+        assert_eq!(offset(lanes.offsets(&[1])), Some(8));
+        assert_eq!(offset(lanes.offsets(&[1])), None);
+        lanes.forget_requests();
+        assert_eq!(offset(lanes.offsets(&[1])), Some(8));
+    }
+
+    #[tokio::test]
+    async fn a_late_result_of_an_earlier_assignment_is_discarded() {
+        let mut lanes = lanes(4);
+        lanes.open(&users());
+        lanes.push(record(7));
+        lanes.close(&[1]);
+        lanes.open(&users());
+        lanes.apply(&settled(1, 7));
+        assert_eq!(offset(lanes.offsets(&lanes.all())), None);
+        let stats = lanes.counters.reader().read();
+        assert_eq!((stats.discarded, stats.queued), (1, 0));
+    }
+}

@@ -1,0 +1,161 @@
+//! The idempotent consumer: reads events from Kafka and has each handled once per consumer's name.
+//!
+//! ```mermaid
+//! flowchart LR
+//!   kafka[(Kafka)] -- records --> poller[polling thread] -- bounded queue --> lane[lane of a partition]
+//!   lane -- mark, handler, commit --> database[(Postgres)]
+//!   lane -- settled --> poller -- offsets --> kafka
+//! ```
+//!
+//! Invariants: an offset is committed to Kafka only after the event's transaction has committed, so nothing is lost;
+//! the event's mark is part of that transaction, so nothing is done twice. Memory is bounded per partition.
+//!
+//! It deliberately never skips a record: one that cannot be handled stops the consumer loudly.
+
+mod builder;
+mod error;
+mod event;
+mod failure;
+mod handler;
+mod lane;
+mod lanes;
+mod mailbox;
+mod poller;
+mod rebalance;
+mod stats;
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer as _},
+};
+use tokio::sync::oneshot;
+
+pub use self::{
+    builder::ConsumerBuilder,
+    error::{BuildError, ConsumerError, RecordPlace},
+    event::{Event, PayloadError},
+    handler::{Handler, HandlerError, HandlerFn},
+    stats::{Stats, StatsReader},
+};
+use self::{
+    lane::Work,
+    lanes::{Bound, Lanes, StartLane},
+    mailbox::{Mailbox, Stop},
+    poller::Poller,
+    rebalance::Context,
+    stats::Counters,
+};
+
+/// Consumes topics, each event once per consumer's name.
+///
+/// ```no_run
+/// use outbox_sdk::{Consumer, Event, HandlerError, PostgresInbox, Transaction};
+///
+/// async fn welcome(event: &Event, tx: &mut Transaction) -> Result<(), HandlerError> {
+///     let user: serde_json::Value = event.json()?;
+///     sqlx::query("insert into mails (user_id) values ($1)").bind(user["id"].as_str()).execute(&mut **tx).await?;
+///     Ok(())
+/// }
+///
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let inbox = PostgresInbox::new(sqlx::PgPool::connect("postgres://localhost/mails").await?);
+/// inbox.ensure_schema().await?;
+/// Consumer::builder("welcome-mailer")
+///     .kafka("localhost:9092")
+///     .topics(["users"])
+///     .inbox(inbox)
+///     .handler(welcome)
+///     .build()?
+///     .run(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Consumer<H> {
+    work: Work<H>,
+    kafka: ClientConfig,
+    topics: Vec<String>,
+    bound: Bound,
+    commit_interval: Duration,
+    drain_budget: Duration,
+}
+
+impl Consumer<()> {
+    /// A consumer of this name: the scope of its deduplication and, unless set otherwise, its Kafka group. All
+    /// instances of one consumer carry one name; another name handles every event anew.
+    pub fn builder(name: impl Into<String>) -> ConsumerBuilder<(), ()> {
+        ConsumerBuilder::new(name.into())
+    }
+}
+
+impl<H: Handler> Consumer<H> {
+    /// Reads the consumer's counters, also while it runs.
+    pub fn stats(&self) -> StatsReader {
+        self.work.counters.reader()
+    }
+
+    /// Consumes until `shutdown` is ready, then lets what is being handled end within the drain budget, commits its
+    /// offsets and leaves the group.
+    ///
+    /// Cancellation: dropping the future stops at once. What is being handled is rolled back, no offset is committed
+    /// any more; another run repeats those events, and their marks keep their effects from happening twice.
+    ///
+    /// # Errors
+    /// [`ConsumerError`]: a record that cannot be handled, or Kafka's client gave up. Failures that pass, such as a
+    /// database or a broker that is down, are retried for as long as they last.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
+        let mailbox = Arc::clone(&self.work.mailbox);
+        let (outcome, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let work = Arc::new(self.work);
+        let (mail, counters) = (Arc::clone(&mailbox), Arc::clone(&work.counters));
+        let start: StartLane = Box::new(move |lane| runtime.spawn(lane::run(Arc::clone(&work), lane)).abort_handle());
+        let context = Context::new(Lanes::new(start, self.bound, counters), Arc::clone(&mail), self.drain_budget);
+        let (kafka, topics) = (self.kafka, self.topics);
+        let (commit_interval, drain_budget) = (self.commit_interval, self.drain_budget);
+        let poll = move || {
+            let consumer = subscribe(&kafka, context, &topics, &mail)?;
+            Poller { consumer, mailbox: mail, commit_interval, drain_budget }.run()
+        };
+        std::thread::Builder::new()
+            .name("outbox-consumer".to_owned())
+            .spawn(move || outcome.send(poll()))
+            .map_err(|error| ConsumerError::Thread(error.to_string()))?;
+        let _abort = AbortOnDrop(&mailbox);
+        let died = |_| Err(ConsumerError::Thread("it panicked".to_owned()));
+        tokio::pin!(ended);
+        tokio::select! {
+            outcome = &mut ended => return outcome.unwrap_or_else(died),
+            () = shutdown => mailbox.stop(Stop::Drain),
+        }
+        ended.await.unwrap_or_else(died)
+    }
+}
+
+fn subscribe(
+    kafka: &ClientConfig,
+    context: Context,
+    topics: &[String],
+    mailbox: &Arc<Mailbox>,
+) -> Result<BaseConsumer<Context>, ConsumerError> {
+    let mut consumer: BaseConsumer<Context> = kafka.create_with_context(context).map_err(ConsumerError::Kafka)?;
+    let mailbox = Arc::clone(mailbox);
+    consumer.set_nonempty_callback(move || mailbox.kafka());
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    consumer.subscribe(&topics).map_err(ConsumerError::Kafka)?;
+    Ok(consumer)
+}
+
+/// Stops the polling thread when `run` is dropped before it has ended. Afterwards it changes nothing.
+struct AbortOnDrop<'a>(&'a Mailbox);
+
+impl Drop for AbortOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop(Stop::Abort);
+    }
+}

@@ -1,0 +1,191 @@
+//! What happens when Kafka gives partitions and takes them away.
+//!
+//! Invariants: a partition is given back only after its lane has ended or been cut off, and its settled offsets were
+//! committed; after a *lost* assignment nothing is committed, for another member may have moved on. librdkafka's own
+//! auto-commit breaks that rule (librdkafka#5604), so it is off and every commit is made here or in `poller`.
+//!
+//! It deliberately runs on the polling thread only, inside librdkafka's callbacks: so no result can be taken in
+//! between. Blocking there holds up the group, hence the drain budget.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    error::{KafkaError, KafkaResult},
+};
+
+use super::{
+    lanes::{Epoch, Lanes},
+    mailbox::{Mailbox, Stop},
+};
+
+/// How long to wait for news at a time while draining.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The consumer's side of librdkafka's callbacks.
+pub(super) struct Context {
+    lanes: Mutex<Lanes>,
+    mailbox: Arc<Mailbox>,
+    drain_budget: Duration,
+    /// Commits that Kafka has not answered yet.
+    commits: AtomicUsize,
+}
+
+impl Context {
+    pub(super) fn new(lanes: Lanes, mailbox: Arc<Mailbox>, drain_budget: Duration) -> Self {
+        Self { lanes: Mutex::new(lanes), mailbox, drain_budget, commits: AtomicUsize::new(0) }
+    }
+
+    /// Never held while Kafka's client is polled: the callbacks below lock it too.
+    pub(super) fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks Kafka to commit what is settled, without waiting.
+    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>) {
+        if consumer.assignment_lost() {
+            return;
+        }
+        let all = self.lanes().all();
+        let Some(offsets) = self.lanes().offsets(&all) else { return };
+        self.commits.fetch_add(1, SeqCst);
+        if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
+            self.commit_callback(Err(error), &offsets);
+        }
+    }
+
+    pub(super) fn commits_pending(&self) -> bool {
+        self.commits.load(SeqCst) > 0
+    }
+
+    /// Takes in news of the lanes, waiting up to `timeout` when there is none.
+    pub(super) fn take_news(&self, consumer: &BaseConsumer<Self>, timeout: Duration) -> Vec<Epoch> {
+        let news = self.mailbox.wait(timeout);
+        let resumed = self.lanes().apply(&news);
+        resume(consumer, &resumed);
+        news.ended
+    }
+
+    /// Lets lanes end what they are handling, for as long as the budget and a `Stop::Abort` allow. Whether they are
+    /// cut off or not, what they have settled is taken in.
+    fn drain(&self, consumer: &BaseConsumer<Self>, epochs: &[Epoch]) {
+        let until = Instant::now() + self.drain_budget;
+        let mut left = epochs.to_vec();
+        self.lanes().stop(epochs);
+        while !left.is_empty() && self.mailbox.stopping() != Some(Stop::Abort) {
+            let remaining = until.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                tracing::warn!(lanes = left.len(), budget = ?self.drain_budget, "the drain budget is spent");
+                break;
+            }
+            let ended = self.take_news(consumer, remaining.min(TICK));
+            left.retain(|epoch| !ended.contains(epoch));
+        }
+    }
+
+    /// Ends lanes before their partitions are given back.
+    fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let epochs = self.lanes().epochs_of(&names(partitions));
+        // A pause outlives its assignment in librdkafka.
+        let paused = self.lanes().paused(&epochs);
+        resume(consumer, &paused);
+        if consumer.assignment_lost() {
+            tracing::warn!(partitions = epochs.len(), "the assignment is lost: what is in flight is dropped");
+            return self.lanes().close(&epochs);
+        }
+        self.drain(consumer, &epochs);
+        let offsets = self.lanes().offsets(&epochs);
+        self.lanes().close(&epochs);
+        let Some(offsets) = offsets else { return };
+        // It may have been lost during the drain.
+        if consumer.assignment_lost() {
+            return;
+        }
+        if let Err(error) = consumer.commit(&offsets, CommitMode::Sync) {
+            tracing::warn!(%error, "offsets were not committed before a rebalance: their events will be repeated");
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "the Kafka client reports an error");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Revoke(partitions) => self.give_back(consumer, partitions),
+            Rebalance::Assign(_) => {}
+            Rebalance::Error(error) => {
+                tracing::error!(%error, "a rebalance failed: everything in flight is dropped");
+                let all = self.lanes().all();
+                self.lanes().close(&all);
+            }
+        }
+    }
+
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(partitions) = rebalance {
+            let partitions = names(partitions);
+            tracing::info!(?partitions, "partitions are assigned");
+            // While stopping nothing new is begun: what arrives for a partition without a lane is dropped.
+            if self.mailbox.stopping().is_none() {
+                self.lanes().open(&partitions);
+            }
+        }
+        // `poll` returns nothing after a callback, also when there are records: see that it is called again at once.
+        self.mailbox.kafka();
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        let _ = self.commits.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
+        if let Err(error) = result {
+            tracing::warn!(%error, "offsets were not committed: they will be tried again");
+            self.lanes().forget_requests();
+        }
+        self.mailbox.kafka();
+    }
+}
+
+pub(super) fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
+    partitions.elements().iter().map(|p| (p.topic().to_owned(), p.partition())).collect()
+}
+
+pub(super) fn list(partitions: &[(String, i32)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (topic, partition) in partitions {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
+
+fn resume(consumer: &BaseConsumer<Context>, partitions: &[(String, i32)]) {
+    if partitions.is_empty() {
+        return;
+    }
+    if let Err(error) = consumer.resume(&list(partitions)) {
+        tracing::error!(%error, ?partitions, "partitions cannot be resumed");
+    }
+}

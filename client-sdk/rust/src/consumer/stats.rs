@@ -1,0 +1,65 @@
+//! Counters of a consumer.
+//!
+//! Invariant: reading never waits. It deliberately labels nothing by event, key or partition (trap 14).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// What a consumer has done since it was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Events whose effects were committed.
+    pub handled: u64,
+    /// Events that had been handled before: their offset advanced, nothing else happened.
+    pub duplicates: u64,
+    /// Attempts that failed and were followed, or are to be followed, by another.
+    pub retries: u64,
+    /// Results that came too late: their partition had been taken away meanwhile.
+    pub discarded: u64,
+    /// Records read from Kafka and not settled yet, those being handled included.
+    pub queued: u64,
+}
+
+/// Reads a consumer's [`Stats`], also after the consumer has been moved into its task.
+#[derive(Clone, Debug)]
+pub struct StatsReader(Arc<Counters>);
+
+impl StatsReader {
+    /// The counters as they are now.
+    pub fn read(&self) -> Stats {
+        let counters = &self.0;
+        Stats {
+            handled: counters.handled.load(Relaxed),
+            duplicates: counters.duplicates.load(Relaxed),
+            retries: counters.retries.load(Relaxed),
+            discarded: counters.discarded.load(Relaxed),
+            queued: counters.queued.load(Relaxed),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) handled: AtomicU64,
+    pub(super) duplicates: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) discarded: AtomicU64,
+    pub(super) queued: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn reader(self: &Arc<Self>) -> StatsReader {
+        StatsReader(Arc::clone(self))
+    }
+}
+
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}
+
+pub(super) fn take(counter: &AtomicU64, n: u64) {
+    counter.fetch_sub(n, Relaxed);
+}

@@ -1,0 +1,77 @@
+"""Tries outboxd with grpcurl, which knows nothing of it but what server reflection says.
+
+Needs a server with the sample catalog (deploy/catalog). Exits 0 only if every check held.
+
+    check.py --grpcurl PROGRAM --server HOST:PORT
+"""
+
+import argparse
+import base64
+import json
+import re
+import subprocess
+import sys
+import uuid
+
+FAILED_PRECONDITION = 9
+checks = 0
+
+
+def check(what, found, expected):
+    """Ends the program unless `found` is what was expected."""
+    global checks
+    checks += 1
+    if found != expected:
+        sys.exit(f"FAILED: {what}\n  found    {found!r}\n  expected {expected!r}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grpcurl", default="grpcurl", help="the program")
+    parser.add_argument("--server", required=True, help="address of outboxd, HOST:PORT")
+    flags = parser.parse_args()
+
+    def run(*words, data=None):
+        options = ["-plaintext", "-max-time", "10"] + (["-d", json.dumps(data)] if data is not None else [])
+        return subprocess.run([flags.grpcurl, *options, flags.server, *words], capture_output=True, text=True, timeout=30)
+
+    def call(method, data):
+        done = run(method, data=data)
+        check(f"{method} succeeds ({done.stderr.strip()})", done.returncode, 0)
+        return json.loads(done.stdout)
+
+    services = set(run("list").stdout.split())
+    expected = {"outbox.v1.OutboxService", "outbox.v1.EventService", "grpc.health.v1.Health"}
+    check("the services that reflection lists", services & expected, expected)
+    check("the server's health", call("grpc.health.v1.Health/Check", {}), {"status": "SERVING"})
+
+    user, request_id = f"user-{uuid.uuid4()}", str(uuid.uuid4())
+    request = {
+        "request_id": request_id,
+        "operations": [{"command": {"name": "create_user", "parameters": {
+            "user_id": {"text": user}, "email": {"text": f"{user}@example.com"}}}}],
+        "events": [{"topic": "grpcurl", "type": "com.example.user.created", "text": json.dumps({"user": user})}],
+    }
+    answer = call("outbox.v1.OutboxService/Commit", request)
+    check("the disposition", answer.pop("disposition"), "DISPOSITION_APPLIED")
+    check("the row", answer["results"][0]["rows"][0]["values"][0], {"text": user})
+    repeat = call("outbox.v1.OutboxService/Commit", request)
+    check("the disposition of the repeat", repeat.pop("disposition"), "DISPOSITION_REPLAYED")
+    check("the answer to the repeat", repeat, answer)
+
+    reused = run("outbox.v1.OutboxService/Commit", data={**request, "events": []})
+    check("the code of a reused request id", reused.returncode, 64 + FAILED_PRECONDITION)
+    # A detail whose type reflection does not describe is shown as its bytes.
+    raw = [base64.b64decode(value) for value in re.findall(r'"@value": "(.*?)"', reused.stderr)]
+    check("its reason is shown", '"REQUEST_ID_REUSED"' in reused.stderr or any(b"REQUEST_ID_REUSED" in v for v in raw), True)
+
+    # JSON names are the descriptors' choice; both spellings are valid protobuf JSON.
+    event_ids = answer.get("eventIds") or answer.get("event_ids")
+    check("the number of event ids", len(event_ids or []), 1)
+    stored = call("outbox.v1.EventService/GetEvent", {"id": event_ids[0]})["event"]
+    check("the stored type", stored["type"], "com.example.user.created")
+    print(f"grpcurl: {checks} checks held; event {stored['id']} is stored")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+//! Messages to the domain's types and back.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use outbox_proto::v1::{self, operation, value::Kind};
+use prost_types::Timestamp;
+use uuid::Uuid;
+
+use super::call;
+use crate::{
+    commit::Violation,
+    model::{
+        commit::{Answer, CommandCall, Disposition, EventDraft, OperationResult, Request},
+        event::TraceContext,
+        value::{SqlType, Value, ValueError},
+    },
+    store::event::Listed,
+};
+
+/// Deepest nesting of arrays; Postgres allows six dimensions.
+const ARRAY_DEPTH_MAX: usize = 6;
+
+/// A commit's request.
+///
+/// # Errors
+/// Every field that has no meaning in its form.
+pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -> Result<Request, Vec<Violation>> {
+    let mut faults = Faults::default();
+    let operations = message.operations.into_iter().enumerate();
+    let operations = operations.map(|(index, o)| faults.call(&format!("operations[{index}]"), o)).collect();
+    let events = message.events.into_iter().enumerate();
+    let events = events.map(|(index, event)| faults.event(index, event)).collect();
+    if !faults.0.is_empty() {
+        return Err(faults.0);
+    }
+    let namespace = call::namespace(message.namespace);
+    Ok(Request { namespace, request_id: message.request_id, operations, events, trace })
+}
+
+#[derive(Default)]
+struct Faults(Vec<Violation>);
+
+impl Faults {
+    fn add(&mut self, field: String, description: impl Into<String>) {
+        self.0.push(Violation { field, description: description.into() });
+    }
+
+    fn call(&mut self, field: &str, operation: v1::Operation) -> CommandCall {
+        let Some(operation::Kind::Command(call)) = operation.kind else {
+            self.add(field.to_owned(), "is empty: expected a command");
+            return CommandCall::default();
+        };
+        let mut parameters = BTreeMap::new();
+        for (name, value) in call.parameters {
+            let value = value_of(value, 0);
+            if value.is_none() {
+                let field = format!("{field}.command.parameters[{name}]");
+                self.add(field, format!("is an array nested more than {ARRAY_DEPTH_MAX} deep"));
+            }
+            parameters.insert(name, value.unwrap_or(Value::Null));
+        }
+        CommandCall { name: call.name, parameters }
+    }
+
+    fn event(&mut self, index: usize, event: v1::NewEvent) -> EventDraft {
+        let text = |text: String| (!text.is_empty()).then_some(text);
+        let id = text(event.id).and_then(|id| {
+            let parsed = Uuid::try_parse(&id).ok();
+            if parsed.is_none() {
+                self.add(format!("events[{index}].id"), format!("`{id}` is not a UUID"));
+            }
+            parsed
+        });
+        let moment = event.time.and_then(|moment| {
+            let time = time(moment);
+            if time.is_none() {
+                self.add(format!("events[{index}].time"), "is not a valid timestamp");
+            }
+            time
+        });
+        let (data, media_type) = match event.payload {
+            None => (None, None),
+            Some(v1::new_event::Payload::Data(data)) => (Some(data.into()), Some("application/octet-stream")),
+            Some(v1::new_event::Payload::Text(text)) => (Some(text.into_bytes()), Some("application/json")),
+        };
+        EventDraft {
+            id,
+            topic: event.topic,
+            key: event.key.map(Into::into),
+            source: text(event.source),
+            event_type: event.r#type,
+            subject: text(event.subject),
+            data,
+            content_type: text(event.content_type).or(media_type.map(Into::into)),
+            headers: event.headers.into_iter().collect(),
+            time: moment,
+        }
+    }
+}
+
+fn value_of(message: v1::Value, depth: usize) -> Option<Value> {
+    Some(match message.kind {
+        None | Some(Kind::Null(_)) => Value::Null,
+        Some(Kind::Bool(v)) => Value::Bool(v),
+        Some(Kind::Int(v)) => Value::Int(v),
+        Some(Kind::Double(v)) => Value::Double(v),
+        Some(Kind::Text(v)) => Value::Text(v),
+        Some(Kind::Bytes(v)) => Value::Bytes(v.into()),
+        Some(Kind::Numeric(v)) => Value::Numeric(v),
+        Some(Kind::Uuid(v)) => Value::Uuid(v),
+        Some(Kind::Date(v)) => Value::Date(v),
+        Some(Kind::Time(v)) => Value::Time(v),
+        Some(Kind::Timestamp(v)) => Value::Timestamp(v),
+        Some(Kind::Timestamptz(v)) => Value::Timestamptz(v),
+        Some(Kind::Interval(v)) => Value::Interval(v),
+        Some(Kind::Json(v)) => Value::Json(v),
+        Some(Kind::Array(_)) if depth == ARRAY_DEPTH_MAX => return None,
+        Some(Kind::Array(array)) => {
+            let elements = array.elements.into_iter().map(|element| value_of(element, depth + 1));
+            Value::Array(elements.collect::<Option<_>>()?)
+        }
+    })
+}
+
+fn value(value: Value) -> v1::Value {
+    let kind = match value {
+        Value::Null => Kind::Null(v1::Null::Unspecified.into()),
+        Value::Bool(v) => Kind::Bool(v),
+        Value::Int(v) => Kind::Int(v),
+        Value::Double(v) => Kind::Double(v),
+        Value::Text(v) => Kind::Text(v),
+        Value::Bytes(v) => Kind::Bytes(v.into()),
+        Value::Numeric(v) => Kind::Numeric(v),
+        Value::Uuid(v) => Kind::Uuid(v),
+        Value::Date(v) => Kind::Date(v),
+        Value::Time(v) => Kind::Time(v),
+        Value::Timestamp(v) => Kind::Timestamp(v),
+        Value::Timestamptz(v) => Kind::Timestamptz(v),
+        Value::Interval(v) => Kind::Interval(v),
+        Value::Json(v) => Kind::Json(v),
+        Value::Array(v) => Kind::Array(v1::Array { elements: v.into_iter().map(self::value).collect() }),
+    };
+    v1::Value { kind: Some(kind) }
+}
+
+/// A commit's answer.
+///
+/// # Errors
+/// When a stored value does not fit its stored type.
+pub(super) fn response(request_id: String, answer: Answer) -> Result<v1::CommitResponse, ValueError> {
+    let disposition = match answer.disposition {
+        Disposition::Applied => v1::Disposition::Applied,
+        Disposition::Replayed => v1::Disposition::Replayed,
+    };
+    Ok(v1::CommitResponse {
+        request_id,
+        disposition: disposition.into(),
+        results: answer.results.into_iter().map(result).collect::<Result<_, _>>()?,
+        event_ids: answer.event_ids.iter().map(Uuid::to_string).collect(),
+        committed_at: Some(timestamp(answer.committed_at)),
+    })
+}
+
+fn result(result: OperationResult) -> Result<v1::OperationResult, ValueError> {
+    let types: Vec<SqlType> = result.columns.iter().map(|(_, ty)| SqlType::from_name(ty)).collect();
+    let row = |row: Vec<Option<String>>| {
+        let values = row.iter().zip(&types).map(|(text, ty)| Value::from_sql_text(text.as_deref(), ty).map(value));
+        Ok(v1::Row { values: values.collect::<Result<_, ValueError>>()? })
+    };
+    Ok(v1::OperationResult {
+        rows_affected: result.rows_affected,
+        rows: result.rows.into_iter().map(row).collect::<Result<_, ValueError>>()?,
+        columns: result.columns.into_iter().map(|(name, r#type)| v1::Column { name, r#type }).collect(),
+    })
+}
+
+/// A stored event.
+pub(super) fn event(listed: Listed) -> v1::Event {
+    let stored = listed.event;
+    let event = stored.event;
+    v1::Event {
+        id: event.id.to_string(),
+        namespace: stored.namespace,
+        topic: event.topic,
+        key: event.key.map(Bytes::from),
+        source: event.source,
+        r#type: event.event_type,
+        subject: event.subject.unwrap_or_default(),
+        data: event.data.map(Bytes::from),
+        content_type: event.content_type.unwrap_or_default(),
+        headers: event.headers.into_iter().collect::<HashMap<_, _>>(),
+        time: Some(timestamp(event.time)),
+        traceparent: event.trace.map(|trace| trace.parent).unwrap_or_default(),
+        lane: u32::try_from(stored.lane).unwrap_or_default(),
+        position: stored.position,
+        settled: listed.settled,
+    }
+}
+
+/// A moment, if it is one that Postgres and RFC 3339 can hold: years 1 to 9999.
+pub(super) fn time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
+    let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let range = -62_135_596_800..=253_402_300_799;
+    range.contains(&timestamp.seconds).then(|| DateTime::from_timestamp(timestamp.seconds, nanos))?
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default() }
+}
+
+/// The smallest UUIDv7 of a moment.
+pub(super) fn uuid_floor(moment: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(moment.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}

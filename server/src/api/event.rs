@@ -1,0 +1,112 @@
+//! `EventService`: reading stored events.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use outbox_proto::v1::{
+    GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse, event_service_server::EventService,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{
+    call::{self, Limits},
+    convert, page_token, status,
+};
+use crate::{
+    commit::Violation,
+    store::{
+        self,
+        event::{Filter, Reader},
+    },
+};
+
+const PAGE_SIZE_DEFAULT: i32 = 100;
+const PAGE_SIZE_MAX: i32 = 1_000;
+const RANGE_DEFAULT: TimeDelta = TimeDelta::hours(1);
+
+pub(super) struct Events {
+    reader: Reader,
+    limits: Limits,
+}
+
+impl Events {
+    pub(super) fn new(reader: Reader, limits: Limits) -> Self {
+        Self { reader, limits }
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Events {
+    async fn get_event(&self, request: Request<GetEventRequest>) -> Result<Response<GetEventResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        let GetEventRequest { namespace, id } = request.into_inner();
+        let uuid = Uuid::try_parse(&id).map_err(|_| status::invalid(vec![not_a_uuid("id", &id)]))?;
+        let namespace = call::namespace(namespace);
+        let found = tokio::time::timeout_at(deadline, self.reader.event(&namespace, uuid)).await;
+        let found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        let event = found.ok_or_else(|| status::event_not_found(&id))?;
+        Ok(Response::new(GetEventResponse { event: Some(convert::event(event)) }))
+    }
+
+    async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        let request = request.into_inner();
+        let digest = page_token::digest(&request);
+        let filter = filter(request, digest).map_err(status::invalid)?;
+        let found = tokio::time::timeout_at(deadline, self.reader.events(&filter)).await;
+        let mut found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        // One more than asked for was fetched: it is where the next page starts.
+        let page = usize::try_from(filter.limit - 1).unwrap_or(usize::MAX);
+        let next = found.get(page).map(|listed| listed.event.event.id);
+        found.truncate(page);
+        Ok(Response::new(ListEventsResponse {
+            events: found.into_iter().map(convert::event).collect(),
+            next_page_token: next.map(|id| page_token::encode(id, filter.before, digest)).unwrap_or_default(),
+        }))
+    }
+}
+
+fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Violation>> {
+    let mut faults = Vec::new();
+    let now = Utc::now();
+    let mut time = |field: &str, given: Option<prost_types::Timestamp>, absent: DateTime<Utc>| match given {
+        None => absent,
+        Some(given) => convert::time(given).unwrap_or_else(|| {
+            faults.push(Violation { field: field.into(), description: "is not a valid timestamp".into() });
+            absent
+        }),
+    };
+    let before = time("created_before", request.created_before, now + TimeDelta::minutes(15));
+    let from = time("created_from", request.created_from, before.min(now) - RANGE_DEFAULT);
+    let page_size = match request.page_size {
+        0 => PAGE_SIZE_DEFAULT,
+        size => size,
+    };
+    if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
+        let description = format!("is {page_size}; expected 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
+        faults.push(Violation { field: "page_size".into(), description });
+    }
+    let (mut from, mut before) = (convert::uuid_floor(from), convert::uuid_floor(before));
+    if !request.page_token.is_empty() {
+        match page_token::decode(&request.page_token, digest) {
+            Ok(range) => (from, before) = range,
+            Err(description) => faults.push(Violation { field: "page_token".into(), description }),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    Ok(Filter {
+        namespace: call::namespace(request.namespace),
+        topic: text(request.topic),
+        key: request.key.map(Into::into),
+        event_type: text(request.r#type),
+        from,
+        before,
+        limit: i64::from(page_size) + 1,
+    })
+}
+
+fn not_a_uuid(field: &str, given: &str) -> Violation {
+    Violation { field: field.into(), description: format!("`{given}` is not a UUID") }
+}

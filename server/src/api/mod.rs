@@ -1,0 +1,82 @@
+//! The gRPC services: parse, call, map. prost types stop here.
+//!
+//! One file per service; `convert` maps messages, `status` errors, and two layers stand before every service:
+//! `trace` continues the caller's trace, `malformed` answers what could not even be decoded.
+
+mod call;
+mod convert;
+mod event;
+mod malformed;
+mod outbox;
+mod page_token;
+mod status;
+mod trace;
+
+use std::error::Error;
+
+use outbox_proto::v1::{
+    FILE_DESCRIPTOR_SET, event_service_server::EventServiceServer, outbox_service_server::OutboxServiceServer,
+};
+use tokio::net::TcpListener;
+use tonic::{
+    codec::CompressionEncoding,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+pub use self::call::Limits;
+use self::{malformed::MalformedLayer, trace::TraceLayer};
+use crate::{commit::Committer, store::event::Reader};
+
+/// Everything the services call.
+pub struct Services {
+    /// Takes commits.
+    pub committer: Committer,
+    /// Reads.
+    pub reader: Reader,
+    /// Time limits of calls.
+    pub limits: Limits,
+    /// Largest request message in bytes.
+    pub request_bytes_max: usize,
+}
+
+/// Serves until `shutdown` resolves, then lets calls in progress finish.
+///
+/// # Errors
+/// When the listener fails, or a descriptor cannot be read.
+pub async fn serve(
+    listener: TcpListener,
+    services: Services,
+    health: HealthServer<impl Health>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let Services { committer, reader, limits, request_bytes_max } = services;
+    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer, reader.clone(), limits))
+        .max_decoding_message_size(request_bytes_max)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Zstd);
+    let event = EventServiceServer::new(event::Events::new(reader, limits))
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Zstd);
+    // grpcurl and older tools speak v1alpha only.
+    let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
+    Server::builder()
+        .layer(TraceLayer)
+        .layer(MalformedLayer)
+        .add_service(outbox)
+        .add_service(event)
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(reflection_alpha)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .await?;
+    Ok(())
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,47 @@
+//! `OutboxService`: Commit and GetCommit.
+
+use outbox_proto::v1::{
+    CommitRequest, CommitResponse, GetCommitRequest, GetCommitResponse, outbox_service_server::OutboxService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::{self, Limits},
+    convert, status,
+};
+use crate::{commit::Committer, model::commit::RequestKey, store::event::Reader};
+
+pub(super) struct Outbox {
+    committer: Committer,
+    reader: Reader,
+    limits: Limits,
+}
+
+impl Outbox {
+    pub(super) fn new(committer: Committer, reader: Reader, limits: Limits) -> Self {
+        Self { committer, reader, limits }
+    }
+}
+
+#[tonic::async_trait]
+impl OutboxService for Outbox {
+    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        let trace = call::trace(&request);
+        let request = convert::request(request.into_inner(), trace).map_err(status::invalid)?;
+        let request_id = request.request_id.clone();
+        let answer = tokio::time::timeout_at(deadline, self.committer.commit(request, deadline));
+        let answer = answer.await.unwrap_or(Err(crate::store::Error::DeadlineExceeded.into()));
+        let answer = answer.map_err(|error| status::commit(&error))?;
+        convert::response(request_id, answer).map(Response::new).map_err(|error| status::unreadable(&error))
+    }
+
+    async fn get_commit(&self, request: Request<GetCommitRequest>) -> Result<Response<GetCommitResponse>, Status> {
+        let GetCommitRequest { namespace, request_id } = request.into_inner();
+        let key = RequestKey::new(&call::namespace(namespace), &request_id);
+        let answer = self.reader.answer(key.key).await.map_err(|error| status::store(&error))?;
+        let answer = answer.ok_or_else(|| status::commit_not_found(&request_id))?;
+        let commit = convert::response(request_id, answer).map_err(|error| status::unreadable(&error))?;
+        Ok(Response::new(GetCommitResponse { commit: Some(commit) }))
+    }
+}

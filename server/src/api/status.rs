@@ -1,0 +1,207 @@
+//! Errors as gRPC statuses: the one place that chooses code, reason and retry advice.
+//!
+//! Each carries `google.rpc.ErrorInfo` (AIP-193). The database's own words go to the log, never to a caller.
+
+use std::{collections::HashMap, error::Error as StdError};
+
+use outbox_proto::v1::ERROR_DOMAIN;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    commit::{self, Violation},
+    store::{self, ConstraintKind},
+};
+
+/// A status with a reason. Further details are added by the callers below.
+struct Reply {
+    code: Code,
+    message: String,
+    reason: &'static str,
+    metadata: HashMap<String, String>,
+    details: ErrorDetails,
+}
+
+fn reply(code: Code, reason: &'static str, message: impl Into<String>) -> Reply {
+    Reply { code, message: message.into(), reason, metadata: HashMap::new(), details: ErrorDetails::new() }
+}
+
+impl Reply {
+    fn with(mut self, name: &str, value: &dyn ToString) -> Self {
+        self.metadata.insert(name.into(), value.to_string());
+        self
+    }
+
+    fn operation(self, operation: Option<usize>) -> Self {
+        match operation {
+            Some(operation) => self.with("field", &format!("operations[{operation}]")),
+            None => self,
+        }
+    }
+
+    fn status(mut self) -> Status {
+        self.details.set_error_info(self.reason, ERROR_DOMAIN, self.metadata);
+        Status::with_error_details(self.code, self.message, self.details)
+    }
+}
+
+/// A request with these faults.
+pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+    let message = match violations.as_slice() {
+        [one] => format!("{} {}", one.field, one.description),
+        [first, rest @ ..] => format!("{} {} (and {} more)", first.field, first.description, rest.len()),
+        [] => "the request is not valid".into(),
+    };
+    let mut reply = reply(Code::InvalidArgument, "INVALID_REQUEST", message);
+    // A header block of gRPC is small: of thousands of faults the first ones do.
+    for violation in violations.into_iter().take(20) {
+        reply.details.add_bad_request_violation(violation.field, violation.description);
+    }
+    reply.status()
+}
+
+/// A message that is not one of ours: not protobuf, or text that is not UTF-8.
+pub(super) fn malformed(message: String) -> Status {
+    reply(Code::InvalidArgument, "MALFORMED_REQUEST", message).status()
+}
+
+/// A message beyond the size limit.
+pub(super) fn too_large(message: String) -> Status {
+    reply(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message).status()
+}
+
+pub(super) fn event_not_found(id: &str) -> Status {
+    let message = format!("no event {id} is stored in this namespace; events are kept for a limited time");
+    reply(Code::NotFound, "EVENT_NOT_FOUND", message).with("event_id", &id).status()
+}
+
+pub(super) fn commit_not_found(request_id: &str) -> Status {
+    let message =
+        format!("no commit {request_id:?} is remembered in this namespace; it was not applied, or too long ago");
+    reply(Code::NotFound, "COMMIT_NOT_FOUND", message).with("request_id", &request_id).status()
+}
+
+/// A stored answer that cannot be read back.
+pub(super) fn unreadable(error: &(dyn StdError + 'static)) -> Status {
+    tracing::error!(error, "a stored answer cannot be read");
+    internal()
+}
+
+/// Why a commit was not made.
+pub(super) fn commit(error: &commit::Error) -> Status {
+    match error {
+        commit::Error::Invalid(violations) => invalid(violations.clone()),
+        commit::Error::UnknownCommand { operation, name, suggestion } => {
+            let hint = suggestion.as_ref().map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
+            reply(Code::NotFound, "UNKNOWN_COMMAND", format!("there is no command {name:?}{hint}"))
+                .with("command", name)
+                .operation(Some(*operation))
+                .status()
+        }
+        commit::Error::RequestExpired { window_hours } => reply(
+            Code::FailedPrecondition,
+            "REQUEST_EXPIRED",
+            format!(
+                "the request id was made more than {window_hours} h ago: whether it was applied is not known any more"
+            ),
+        )
+        .with("window_hours", window_hours)
+        .status(),
+        commit::Error::Store(error) => store(error),
+    }
+}
+
+/// Why the store could not do what was asked.
+pub(super) fn store(error: &store::Error) -> Status {
+    use store::Error as E;
+    let mut reply = match error {
+        E::Unavailable(source) => {
+            tracing::warn!(error = %source, "the database cannot be reached");
+            reply(
+                Code::Unavailable,
+                "DATABASE_UNAVAILABLE",
+                "the database cannot be reached; send the same request again with the same request id",
+            )
+        }
+        E::QueueFull(waiting) => reply(
+            Code::ResourceExhausted,
+            "QUEUE_FULL",
+            format!("{waiting} commits are waiting already; try again shortly"),
+        ),
+        E::DeadlineExceeded => reply(
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            "the deadline passed; whether a commit was applied is settled by sending it again with the same request id",
+        ),
+        E::RequestIdReused => reply(
+            Code::FailedPrecondition,
+            "REQUEST_ID_REUSED",
+            "this request id was used with another body; use a new id for a new request",
+        ),
+        E::RowCount(count) => {
+            let expected = expected_rows(count.min, count.max);
+            let message = format!("operation {} affected {} rows, expected {expected}", count.operation, count.rows);
+            reply(Code::FailedPrecondition, "ROW_COUNT_MISMATCH", message)
+                .with("rows", &count.rows)
+                .with("expected", &expected)
+                .operation(Some(count.operation))
+        }
+        E::TooManyRows { operation, max } => {
+            let message = format!("operation {operation} returned more than {max} rows");
+            reply(Code::FailedPrecondition, "TOO_MANY_ROWS", message).with("max", max).operation(Some(*operation))
+        }
+        E::EventIdExists => {
+            reply(Code::AlreadyExists, "EVENT_ID_EXISTS", "an event with one of these ids is stored already")
+        }
+        E::EventIdOutOfRange => {
+            reply(Code::InvalidArgument, "EVENT_ID_OUT_OF_RANGE", "an event id's time is too far from the database's")
+        }
+        E::Constraint { kind, name, operation } => constraint(*kind, name).operation(*operation),
+        E::BadValue { code, operation } => reply(
+            Code::InvalidArgument,
+            "INVALID_VALUE",
+            "the database refused a value of the operation: it has no meaning in its type, or is out of range",
+        )
+        .with("sqlstate", code)
+        .operation(*operation),
+        E::Rejected { code, operation } => reply(
+            Code::FailedPrecondition,
+            "REJECTED",
+            "the operator's own rules in the database refused the operation",
+        )
+        .with("sqlstate", code)
+        .operation(*operation),
+        E::Conflict => reply(Code::Aborted, "CONFLICT", "the transaction was given up for a concurrent one; try again"),
+        E::Url(_) | E::Internal(_) => {
+            tracing::error!(error = error as &dyn StdError, "unexpected error of the database");
+            return internal();
+        }
+    };
+    if let Some(pause) = error.retry_after() {
+        reply.details.set_retry_info(Some(pause));
+    }
+    reply.status()
+}
+
+fn internal() -> Status {
+    reply(Code::Internal, "INTERNAL", "unexpected error; the server's log has the cause").status()
+}
+
+fn constraint(kind: ConstraintKind, name: &str) -> Reply {
+    let (code, reason, what) = match kind {
+        ConstraintKind::Unique => (Code::AlreadyExists, "UNIQUE_VIOLATION", "unique constraint"),
+        ConstraintKind::ForeignKey => (Code::FailedPrecondition, "FOREIGN_KEY_VIOLATION", "foreign key"),
+        ConstraintKind::Check => (Code::FailedPrecondition, "CHECK_VIOLATION", "check constraint"),
+        ConstraintKind::NotNull => (Code::FailedPrecondition, "NOT_NULL_VIOLATION", "not-null constraint of column"),
+    };
+    reply(code, reason, format!("the operation violates the {what} {name:?}")).with("constraint", &name)
+}
+
+fn expected_rows(min: i64, max: i64) -> String {
+    match (min, max) {
+        (min, max) if min == max => format!("exactly {min}"),
+        (min, i64::MAX) => format!("at least {min}"),
+        (0, max) => format!("at most {max}"),
+        (min, max) => format!("{min} to {max}"),
+    }
+}

@@ -1,0 +1,153 @@
+//! Wiring: builds the parts of a server from its configuration and runs them until shutdown.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api,
+    catalog::Catalog,
+    commit::Committer,
+    config::Config,
+    ops,
+    relay::{Relay, Wake},
+    store::{
+        self,
+        commit::{Executor, Statements},
+        event::Reader,
+        migrate,
+        session::Connector,
+    },
+};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// How often missing partitions are looked for; they are made days ahead.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Prepares a server, takes the configured address and runs until `shutdown` is cancelled.
+///
+/// # Errors
+/// As [`Server::prepare`] and [`Server::run`], or when the address is taken.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Failure> {
+    let server = Server::prepare(config).await?;
+    let listener = TcpListener::bind(&server.config.grpc.listen).await?;
+    server.run(listener, shutdown).await
+}
+
+/// A server whose database and catalog have been found in order.
+pub struct Server {
+    config: Config,
+    connector: Connector,
+    catalog: Catalog,
+}
+
+impl Server {
+    /// Connects, applies migrations if it may, and prepares the catalog. Binds nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or a migration or the catalog does not hold.
+    pub async fn prepare(config: Config) -> Result<Self, Failure> {
+        let connector = Connector::new(&config.database)?;
+        let mut connection = connector.connect().await?;
+        if config.database.migrate_at_start {
+            migrate::run(&mut connection).await?;
+        }
+        let catalog = match &config.catalog.dir {
+            Some(dir) => Catalog::load(dir, &mut connection).await?,
+            None => Catalog::empty(),
+        };
+        tracing::info!(commands = catalog.names().count(), "catalog prepared");
+        Ok(Self { config, connector, catalog })
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains: calls in progress and events in flight may end within
+    /// `grpc.drain_ms`, then what is left is cut off.
+    ///
+    /// # Errors
+    /// When the listener fails, or the relay finds a database that it must not trust.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Failure> {
+        let Self { config, connector, catalog } = self;
+        let drain = Duration::from_millis(config.grpc.drain_ms);
+        let relay = match config.relay.enabled {
+            true => Some(Relay::new(config.relay.clone(), &config.kafka, &config.database)?),
+            false => None,
+        };
+        let (wake, status) = relay.as_ref().map(|relay| (relay.wake(), relay.status())).unzip();
+        let reader = Reader::new(&connector, &config);
+        let services = services(&config, &connector, catalog, reader.clone(), wake);
+
+        let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
+        let (health, reporter) = ops::health::start(reader, status, shutdown.clone()).await;
+        let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
+
+        tracing::info!(address = %listener.local_addr()?, "serving");
+        let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
+        let served = tokio::select! {
+            served = serving => served,
+            () = cut_off(&shutdown, drain) => {
+                tracing::warn!(?drain, "calls were still in progress after the time to drain");
+                Ok(())
+            }
+        };
+        shutdown.cancel();
+        let relayed = match relaying {
+            Some(relaying) => relaying.await?,
+            None => Ok(()),
+        };
+        for task in [reporter, partitions] {
+            task.abort();
+        }
+        tracing::info!("stopped");
+        served?;
+        Ok(relayed?)
+    }
+}
+
+fn services(
+    config: &Config,
+    connector: &Connector,
+    catalog: Catalog,
+    reader: Reader,
+    wake: Option<Wake>,
+) -> api::Services {
+    let statements = Statements::new(&catalog, config.commit.result_rows_max);
+    let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
+    let committed = move || {
+        if let Some(wake) = &wake {
+            wake.wake();
+        }
+    };
+    api::Services {
+        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), committed),
+        reader,
+        limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
+        request_bytes_max: config.grpc.request_bytes_max,
+    }
+}
+
+async fn cut_off(shutdown: &CancellationToken, drain: Duration) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(drain).await;
+}
+
+/// Makes partitions ahead of time, for as long as the server runs.
+async fn keep_partitions(connector: Connector, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(PARTITIONS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        match make_partitions(&connector).await {
+            Ok(0) => {}
+            Ok(made) => tracing::info!(made, "partitions made"),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn Error, "partitions could not be made; next try in an hour");
+            }
+        }
+    }
+}
+
+async fn make_partitions(connector: &Connector) -> Result<i32, store::Error> {
+    let mut connection = connector.connect().await?;
+    migrate::make_partitions(&mut connection).await
+}

@@ -1,0 +1,155 @@
+//! What makes two requests the same: a hash over the meaning of a request.
+//!
+//! Versioned, and over the semantic form, not the bytes: field order on the wire, the trace context and what the
+//! server fills in do not count. Every part is preceded by its length or a tag, so that no two different requests
+//! write the same input. It deliberately does not include the request id and namespace, under which it is stored.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::model::{
+    commit::{CommandCall, EventDraft, Request},
+    value::Value,
+};
+
+const VERSION: u8 = 1;
+
+/// The fingerprint of a request, 32 bytes.
+pub fn of(request: &Request) -> [u8; 32] {
+    let mut hash = Hash(Sha256::new());
+    hash.tag(VERSION);
+    hash.length(request.operations.len());
+    for call in &request.operations {
+        hash.call(call);
+    }
+    hash.length(request.events.len());
+    for event in &request.events {
+        hash.event(event);
+    }
+    hash.0.finalize().into()
+}
+
+struct Hash(Sha256);
+
+impl Hash {
+    fn tag(&mut self, tag: u8) {
+        self.0.update([tag]);
+    }
+
+    fn length(&mut self, length: usize) {
+        self.0.update((length as u64).to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.length(bytes.len());
+        self.0.update(bytes);
+    }
+
+    fn optional(&mut self, bytes: Option<&[u8]>) {
+        self.tag(u8::from(bytes.is_some()));
+        self.bytes(bytes.unwrap_or_default());
+    }
+
+    fn call(&mut self, call: &CommandCall) {
+        self.bytes(call.name.as_bytes());
+        self.length(call.parameters.len());
+        for (name, value) in &call.parameters {
+            self.bytes(name.as_bytes());
+            self.value(value);
+        }
+    }
+
+    fn event(&mut self, event: &EventDraft) {
+        self.optional(event.id.as_ref().map(|id| id.as_bytes().as_slice()));
+        self.bytes(event.topic.as_bytes());
+        self.optional(event.key.as_deref());
+        self.optional(event.source.as_deref().map(str::as_bytes));
+        self.bytes(event.event_type.as_bytes());
+        self.optional(event.subject.as_deref().map(str::as_bytes));
+        self.optional(event.data.as_deref());
+        self.optional(event.content_type.as_deref().map(str::as_bytes));
+        self.length(event.headers.len());
+        for (name, value) in &event.headers {
+            self.bytes(name.as_bytes());
+            self.bytes(value.as_bytes());
+        }
+        self.optional(event.time.map(|t| t.timestamp_micros().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
+    }
+
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.tag(0),
+            Value::Bool(v) => self.tagged(1, &[u8::from(*v)]),
+            Value::Int(v) => self.tagged(2, &v.to_le_bytes()),
+            Value::Double(v) => self.tagged(3, &v.to_bits().to_le_bytes()),
+            Value::Text(v) => self.tagged(4, v.as_bytes()),
+            Value::Bytes(v) => self.tagged(5, v),
+            Value::Numeric(v) => self.tagged(6, v.as_bytes()),
+            Value::Uuid(v) => self.tagged(7, v.as_bytes()),
+            Value::Date(v) => self.tagged(8, v.as_bytes()),
+            Value::Time(v) => self.tagged(9, v.as_bytes()),
+            Value::Timestamp(v) => self.tagged(10, v.as_bytes()),
+            Value::Timestamptz(v) => self.tagged(11, v.as_bytes()),
+            Value::Interval(v) => self.tagged(12, v.as_bytes()),
+            Value::Json(v) => self.tagged(13, v.as_bytes()),
+            Value::Array(elements) => {
+                self.tag(14);
+                self.length(elements.len());
+                for element in elements {
+                    self.value(element);
+                }
+            }
+        }
+    }
+
+    fn tagged(&mut self, tag: u8, bytes: &[u8]) {
+        self.tag(tag);
+        self.bytes(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::TraceContext;
+
+    fn request() -> Request {
+        let parameters = [("id".to_owned(), Value::Int(7))].into();
+        Request {
+            request_id: "r".into(),
+            operations: vec![CommandCall { name: "activate".into(), parameters }],
+            events: vec![EventDraft { topic: "users".into(), event_type: "t".into(), ..EventDraft::default() }],
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_request_counts() {
+        let change = |change: fn(&mut Request)| {
+            let mut changed = request();
+            change(&mut changed);
+            of(&changed)
+        };
+        let prints = [
+            of(&request()),
+            change(|r| r.operations[0].name.push('x')),
+            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Text("7".into())))),
+            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Int(8)))),
+            change(|r| drop(r.operations[0].parameters.insert("id2".into(), Value::Null))),
+            change(|r| r.operations.clear()),
+            change(|r| r.events.clear()),
+            change(|r| r.events[0].key = Some(vec![])),
+            change(|r| r.events[0].data = Some(vec![])),
+            change(|r| r.events[0].subject = Some(String::new())),
+            change(|r| r.events[0].topic.push('x')),
+            change(|r| drop(r.events[0].headers.insert("a".into(), "b".into()))),
+        ];
+        let distinct: std::collections::HashSet<_> = prints.iter().collect();
+        assert_eq!(distinct.len(), prints.len());
+    }
+
+    #[test]
+    fn the_trace_does_not_count() {
+        let traced = Request { trace: Some(TraceContext { parent: "p".into(), state: None }), ..request() };
+        assert_eq!(of(&traced), of(&request()));
+    }
+}

@@ -1,0 +1,124 @@
+//! What a request may be: every limit and rule that needs no catalog and no database.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use outbox_proto::record;
+
+use crate::{
+    config,
+    model::commit::{EventDraft, Request, uuid_time},
+};
+
+const NAMESPACE_BYTES_MAX: usize = 64;
+const REQUEST_ID_CHARS_MAX: usize = 128;
+/// Kafka's own limit on topic names.
+const TOPIC_CHARS_MAX: usize = 249;
+const ATTRIBUTE_BYTES_MAX: usize = 1_024;
+const HEADERS_MAX: usize = 64;
+
+/// A fault of one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field in the request.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub description: String,
+}
+
+/// Every fault of a request; none means that it may go on.
+pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Vec<Violation> {
+    let mut faults = Faults { found: Vec::new(), field: String::new() };
+    faults.text("namespace", &request.namespace, NAMESPACE_BYTES_MAX);
+    faults.check("request_id", !request.request_id.is_empty(), || "is required: a UUIDv7 is the best choice".into());
+    let chars = request.request_id.chars().count();
+    faults.check("request_id", chars <= REQUEST_ID_CHARS_MAX, || {
+        format!("has {chars} characters; at most {REQUEST_ID_CHARS_MAX} are allowed")
+    });
+    faults.no_nul("request_id", &request.request_id);
+    let (operations, events) = (request.operations.len(), request.events.len());
+    faults.check("operations", operations + events > 0, || "the request has neither operations nor events".into());
+    faults.count("operations", operations, config.operations_max);
+    faults.count("events", events, config.events_max);
+    if events <= config.events_max {
+        for (index, event) in request.events.iter().enumerate() {
+            faults.field = format!("events[{index}].");
+            faults.event(event, config, now);
+        }
+    }
+    faults.found
+}
+
+struct Faults {
+    found: Vec<Violation>,
+    /// Prefix of the fields being checked.
+    field: String,
+}
+
+impl Faults {
+    fn check(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
+        if !holds {
+            let field = format!("{}{field}", self.field);
+            self.found.push(Violation { field, description: description() });
+        }
+    }
+
+    fn count(&mut self, field: &str, count: usize, max: usize) {
+        self.check(field, count <= max, || format!("has {count} elements; at most {max} are allowed in one commit"));
+    }
+
+    fn no_nul(&mut self, field: &str, text: &str) {
+        self.check(field, !text.contains('\0'), || "contains a NUL character, which Postgres cannot store".into());
+    }
+
+    fn text(&mut self, field: &str, text: &str, bytes_max: usize) {
+        self.no_nul(field, text);
+        self.check(field, text.len() <= bytes_max, || {
+            format!("has {} bytes; at most {bytes_max} are allowed", text.len())
+        });
+    }
+
+    fn event(&mut self, event: &EventDraft, config: &config::Commit, now: DateTime<Utc>) {
+        self.topic(&event.topic);
+        self.check("type", !event.event_type.is_empty(), || "is required, such as `user.activated`".into());
+        self.text("type", &event.event_type, ATTRIBUTE_BYTES_MAX);
+        self.text("source", event.source.as_deref().unwrap_or_default(), ATTRIBUTE_BYTES_MAX);
+        self.text("subject", event.subject.as_deref().unwrap_or_default(), ATTRIBUTE_BYTES_MAX);
+        self.text("content_type", event.content_type.as_deref().unwrap_or_default(), ATTRIBUTE_BYTES_MAX);
+        self.headers(event);
+        self.size(event, config.event_bytes_max);
+        if let Some(id) = &event.id {
+            let window = TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX));
+            let time = uuid_time(id);
+            self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
+            self.check("id", time.is_none_or(|time| (time - now).abs() <= window), || {
+                format!("was made more than {} s from the server's time {now}", window.num_seconds())
+            });
+        }
+    }
+
+    fn topic(&mut self, topic: &str) {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        self.check("topic", !topic.is_empty(), || "is required".into());
+        self.check("topic", topic.len() <= TOPIC_CHARS_MAX && topic.chars().all(allowed), || {
+            format!("is not a Kafka topic name: at most {TOPIC_CHARS_MAX} letters, digits, `.`, `_` and `-`")
+        });
+        self.check("topic", topic != "." && topic != "..", || "must not be `.` or `..`".into());
+    }
+
+    fn headers(&mut self, event: &EventDraft) {
+        self.count("headers", event.headers.len(), HEADERS_MAX);
+        for (name, value) in &event.headers {
+            let field = format!("headers[{name}]");
+            self.check(&field, record::is_free_header(name), || "this name is taken by the event's own headers".into());
+            self.text(&field, name, ATTRIBUTE_BYTES_MAX);
+            self.no_nul(&field, value);
+        }
+    }
+
+    fn size(&mut self, event: &EventDraft, max: usize) {
+        let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let size = headers + event.key.as_ref().map_or(0, Vec::len) + event.data.as_ref().map_or(0, Vec::len);
+        self.check("data", size <= max, || {
+            format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
+        });
+    }
+}

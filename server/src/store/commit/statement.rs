@@ -1,0 +1,234 @@
+//! The SQL of a commit and its arguments.
+//!
+//! An operator's statement becomes one part of ours: it stands in `outboxd_op`, its rows are counted and gathered as
+//! JSON arrays of texts. Nothing of a caller's is ever part of the SQL: callers' values are arguments only.
+
+use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
+
+use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments, postgres::types::PgInterval};
+
+use super::Commit;
+use crate::{
+    catalog::{Catalog, Command},
+    model::{commit::OperationResult, event::NewEvent},
+};
+
+/// Arguments of a claim: request key, fingerprint, window.
+const CLAIM_ARGUMENTS: usize = 3;
+/// Arguments of `finish_request` after the claim's: namespace, request id, results, and the arrays of row counts and
+/// events.
+const FINISH_ARGUMENTS: usize = 17;
+
+/// The statements of a catalog, composed once.
+pub struct Statements {
+    fused: HashMap<String, Arc<str>>,
+    single: HashMap<String, Arc<str>>,
+    events_only: Arc<str>,
+    finish: Arc<str>,
+    /// Rows that one operation may return.
+    pub(super) rows_max: u64,
+}
+
+impl Statements {
+    /// Composes the statements of every command.
+    pub fn new(catalog: &Catalog, rows_max: u64) -> Self {
+        let commands = || catalog.names().filter_map(|name| catalog.get(name));
+        let fused = commands().filter(|c| can_fuse(c));
+        Self {
+            fused: fused.map(|c| (c.name.clone(), fused_sql(c, rows_max).into())).collect(),
+            single: commands().map(|c| (c.name.clone(), single_sql(c, rows_max).into())).collect(),
+            events_only: events_only_sql().into(),
+            finish: finish_sql().into(),
+            rows_max,
+        }
+    }
+
+    pub(super) fn is_fused(&self, command: &Command) -> bool {
+        self.fused.contains_key(&command.name)
+    }
+
+    pub(super) fn fused(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.fused[&command.name]))
+    }
+
+    pub(super) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.single[&command.name]))
+    }
+
+    pub(super) fn events_only(&self) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.events_only))
+    }
+
+    pub(super) fn claim(&self) -> &'static str {
+        "select outbox.claim_request($1, $2, $3)"
+    }
+
+    pub(super) fn finish(&self) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.finish))
+    }
+
+    /// The most rows an operation may affect: as its command expects, and as many as it may return.
+    fn rows_max(&self, command: &Command) -> i64 {
+        let limit =
+            if command.columns.is_empty() { i64::MAX } else { i64::try_from(self.rows_max).unwrap_or(i64::MAX) };
+        command.expect.max.min(limit)
+    }
+}
+
+/// Whether a command can share a statement with claim and end. One with CTEs cannot: those that change data may run
+/// after the rest of the statement, when the slots of the keys are locked already.
+fn can_fuse(command: &Command) -> bool {
+    command.wrappable && command.with_list.is_none()
+}
+
+/// Counts the rows of `outboxd_op` and gathers them, up to one more than allowed.
+fn gathered(command: &Command, rows_max: u64) -> String {
+    if command.columns.is_empty() {
+        return "select count(*) as n, '[]'::json as rows from outboxd_op as op".into();
+    }
+    let row = command.row_expression();
+    let limit = rows_max.saturating_add(1);
+    format!(
+        "select count(*) as n, coalesce(json_agg({row}), '[]') as rows from (select * from outboxd_op limit {limit}) as op"
+    )
+}
+
+/// One operation by itself: `n` and `rows`; or the bare statement, of a command that cannot be part of another.
+fn single_sql(command: &Command, rows_max: u64) -> String {
+    let recursive = if command.recursive { "recursive " } else { "" };
+    let list = command.with_list.as_ref().map(|list| format!("{list}\n, ")).unwrap_or_default();
+    let main = &command.main;
+    if command.wrappable {
+        return format!("with {recursive}{list}outboxd_op as (\n{main}\n)\n{}", gathered(command, rows_max));
+    }
+    match &command.with_list {
+        Some(list) => format!("with {recursive}{list}\n{main}"),
+        None => main.clone(),
+    }
+}
+
+/// Claim, operation, events and answer in one statement. The end takes the request key from the claim's row, so that
+/// nothing runs before the claim, and the operation's rows, so that it runs after the operation: the slots are
+/// locked last.
+fn fused_sql(command: &Command, rows_max: u64) -> String {
+    let first = command.parameter_count + 1;
+    let (main, gathered) = (&command.main, gathered(command, rows_max));
+    let results = format!(
+        "(select json_build_array(json_build_object('rows_affected', n, 'columns', ${}::text::json, 'rows', rows)) \
+         from outboxd_answer)",
+        first + 5
+    );
+    format!(
+        "with outboxd_claim as materialized (select {claim} as claimed),\noutboxd_op as (\n{main}\n),\n\
+         outboxd_answer as ({gathered})\nselect f.results, f.committed_at from outboxd_claim, lateral {finish} as f",
+        claim = claim_call(first),
+        finish = finish_call(&format!("case when claimed then ${first} end"), first, &results),
+    )
+}
+
+fn events_only_sql() -> String {
+    format!(
+        "with outboxd_claim as materialized (select {claim} as claimed)\n\
+         select f.results, f.committed_at from outboxd_claim, lateral {finish} as f",
+        claim = claim_call(1),
+        finish = finish_call("case when claimed then $1 end", 1, "$6::text::json"),
+    )
+}
+
+fn finish_sql() -> String {
+    format!("select f.results, f.committed_at from {} as f", finish_call("$1", 1, "$6::text::json"))
+}
+
+fn claim_call(first: usize) -> String {
+    format!("outbox.claim_request(${first}::uuid, ${}::bytea, ${}::interval)", first + 1, first + 2)
+}
+
+/// `first` is the claim's first parameter; the end uses its key and fingerprint again.
+fn finish_call(key: &str, first: usize, results: &str) -> String {
+    let namespace = first + CLAIM_ARGUMENTS;
+    let mut call = format!("outbox.finish_request({key}, ${namespace}, ${}, ${}, {results}", namespace + 1, first + 1,);
+    for parameter in namespace + 3..namespace + FINISH_ARGUMENTS {
+        // Headers travel as texts: there is no array of jsonb on the client's side.
+        let cast = if parameter == namespace + 13 { "::text[]::jsonb[]" } else { "" };
+        // Writing to a string does not fail.
+        let _ = write!(call, ", ${parameter}{cast}");
+    }
+    call + ")"
+}
+
+/// The columns of a command as an answer stores them.
+pub(super) fn columns(command: &Command) -> Vec<(String, String)> {
+    command.columns.iter().map(|column| (column.name.clone(), column.ty.to_string())).collect()
+}
+
+/// The arguments of a statement, in the order its composer numbered them.
+#[derive(Default)]
+pub(super) struct Arguments(PgArguments);
+
+impl Arguments {
+    pub(super) fn texts(&mut self, texts: &[Option<String>]) {
+        for text in texts {
+            self.add(text.as_deref());
+        }
+    }
+
+    pub(super) fn claim(&mut self, commit: &Commit, window: Duration) {
+        self.add(commit.request_key);
+        self.add(commit.fingerprint.as_slice());
+        self.add(interval(window));
+    }
+
+    /// The rest of an end. `results` are those of the operations run so far; `None` when the same statement runs the
+    /// only one, or there is none: then its columns, or an empty list, stand in their place.
+    pub(super) fn finish(&mut self, commit: &Commit, statements: &Statements, results: Option<&[OperationResult]>) {
+        if results.is_some() {
+            self.claim(commit, Duration::ZERO);
+        }
+        self.add(commit.namespace.as_str());
+        self.add(commit.request_id.as_str());
+        self.add(match (results, commit.operations.first()) {
+            (Some(results), _) => json(results),
+            (None, Some(operation)) => json(&columns(&operation.command)),
+            (None, None) => "[]".into(),
+        });
+        let commands = || commit.operations.iter().map(|operation| &*operation.command);
+        self.add(commands().map(|c| c.expect.min).collect::<Vec<_>>());
+        self.add(commands().map(|c| statements.rows_max(c)).collect::<Vec<_>>());
+        self.events(&commit.events);
+    }
+
+    fn events(&mut self, events: &[NewEvent]) {
+        fn column<'a, T>(events: &'a [NewEvent], part: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
+            events.iter().map(part).collect()
+        }
+        self.add(column(events, |e| e.id));
+        self.add(column(events, |e| e.topic.as_str()));
+        self.add(column(events, |e| e.key.as_deref()));
+        self.add(column(events, |e| e.source.as_str()));
+        self.add(column(events, |e| e.event_type.as_str()));
+        self.add(column(events, |e| e.subject.as_deref()));
+        self.add(column(events, |e| e.data.as_deref()));
+        self.add(column(events, |e| e.content_type.as_deref()));
+        self.add(column(events, |e| (!e.headers.is_empty()).then(|| json(&e.headers))));
+        self.add(column(events, |e| e.time));
+        self.add(column(events, |e| e.trace.as_ref().map(|t| t.parent.as_str())));
+        self.add(column(events, |e| e.trace.as_ref().and_then(|t| t.state.as_deref())));
+    }
+
+    fn add<'t, T: sqlx::Encode<'t, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(&mut self, value: T) {
+        // Fails only for values beyond the protocol's 2 GiB; the limits on a request lie far below.
+        self.0.add(value).expect("an argument within the request's limits can be encoded");
+    }
+
+    pub(super) fn into_inner(self) -> PgArguments {
+        self.0
+    }
+}
+
+fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).expect("lists and maps of texts have a JSON form")
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
+}

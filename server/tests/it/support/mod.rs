@@ -1,0 +1,8 @@
+//! What the tests share: a server on a fresh database, its clients, and readable requests.
+
+pub(crate) mod faulty;
+pub(crate) mod otlp;
+pub(crate) mod outbox;
+pub(crate) mod proxy;
+pub(crate) mod request;
+pub(crate) mod server;

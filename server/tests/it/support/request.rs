@@ -1,0 +1,42 @@
+//! Requests, short enough to read in a test.
+
+use outbox_proto::v1::{
+    Array, CommandCall, CommitRequest, NewEvent, Null, Operation, Value, new_event::Payload, operation, value::Kind,
+};
+use uuid::Uuid;
+
+/// A commit with a fresh request id.
+pub(crate) fn commit(operations: Vec<Operation>, events: Vec<NewEvent>) -> CommitRequest {
+    CommitRequest { namespace: String::new(), request_id: Uuid::now_v7().to_string(), operations, events }
+}
+
+pub(crate) fn call<const N: usize>(name: &str, parameters: [(&str, Kind); N]) -> Operation {
+    let parameters = parameters.into_iter().map(|(name, kind)| (name.to_owned(), Value { kind: Some(kind) })).collect();
+    Operation { kind: Some(operation::Kind::Command(CommandCall { name: name.into(), parameters })) }
+}
+
+pub(crate) fn add(id: &str, amount: i64) -> Operation {
+    call("add", [("id", text(id)), ("amount", Kind::Int(amount))])
+}
+
+pub(crate) fn event(topic: &str, key: &str) -> NewEvent {
+    NewEvent {
+        topic: topic.into(),
+        key: Some(key.as_bytes().to_vec().into()),
+        r#type: "test.happened".into(),
+        payload: Some(Payload::Text("{}".into())),
+        ..NewEvent::default()
+    }
+}
+
+pub(crate) fn text(text: &str) -> Kind {
+    Kind::Text(text.into())
+}
+
+pub(crate) fn null() -> Kind {
+    Kind::Null(Null::Unspecified.into())
+}
+
+pub(crate) fn array(kinds: impl IntoIterator<Item = Kind>) -> Kind {
+    Kind::Array(Array { elements: kinds.into_iter().map(|kind| Value { kind: Some(kind) }).collect() })
+}
