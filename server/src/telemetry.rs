@@ -1,5 +1,7 @@
 //! Logs to standard error, traces over OTLP.
 
+use std::io::IsTerminal as _;
+
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::{
@@ -26,8 +28,10 @@ pub struct Guard(Option<SdkTracerProvider>);
 /// # Errors
 /// When the filter or the endpoint cannot be read, or it was called before.
 pub fn init(config: &Telemetry) -> Result<Guard, Error> {
-    let targets: Targets = config.log.parse()?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // The database's notices, such as that a schema is there already, are no news unless asked for.
+    let targets: Targets = format!("sqlx::postgres::notice=warn,{}", config.log).parse()?;
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let log = match config.log_format {
         LogFormat::Text => log.boxed(),
         LogFormat::Json => log.json().flatten_event(true).boxed(),

@@ -68,13 +68,12 @@ fn fault(error: &figment::Error) -> String {
     let place = place.unwrap_or_default();
     match &error.kind {
         Kind::UnknownField(field, expected) => {
-            let full = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
             let near = expected.iter().max_by(|a, b| likeness(field, a).total_cmp(&likeness(field, b)));
             let hint = match near.filter(|near| likeness(field, near) > 0.7) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("expected one of {}", expected.join(", ")),
             };
-            format!("unknown key `{full}`{place}: {hint}")
+            format!("unknown key `{path}`{place}: {hint}")
         }
         kind => format!("`{path}`{place}: {kind}"),
     }

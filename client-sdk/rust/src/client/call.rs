@@ -12,7 +12,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     BACKOFF, Client, CommitError, Failure,
-    retry::{Verdict, judge},
+    retry::{Verdict, judge, timed_out},
 };
 use crate::trace;
 
@@ -70,8 +70,8 @@ impl Client {
             *attempts += 1;
             let status = match timeout_at(until, send(self.rpc.clone(), request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
+                Ok(Err(status)) if !timed_out(&status) => status,
+                Ok(Err(_)) | Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
             };
             let verdict = judge(&status);
             let failure = |status| Failure::new(call.request_id, *attempts, status);

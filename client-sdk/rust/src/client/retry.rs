@@ -25,9 +25,6 @@ pub(super) fn judge(status: &Status) -> Verdict {
     if caused_by::<tonic::ConnectError>(status) {
         return Verdict::Retry { after: None, reached: false };
     }
-    if caused_by::<tonic::TimeoutExpired>(status) {
-        return Verdict::Unknown;
-    }
     if status.source().is_some() {
         // Made here, not sent by the server: the connection broke under the call.
         return Verdict::Retry { after: None, reached: true };
@@ -50,6 +47,11 @@ pub(super) fn judge(status: &Status) -> Verdict {
             Verdict::Unknown
         }
     }
+}
+
+/// Whether tonic gave up waiting, which it reports as `CANCELLED`.
+pub(super) fn timed_out(status: &Status) -> bool {
+    caused_by::<tonic::TimeoutExpired>(status)
 }
 
 /// When the server asks to be tried again.
@@ -96,6 +98,6 @@ mod tests {
         assert_eq!(judge(&Status::from_error(Box::new(refused))), Verdict::Retry { after: None, reached: false });
         let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         assert_eq!(judge(&Status::from_error(Box::new(broken))), Verdict::Retry { after: None, reached: true });
-        assert_eq!(judge(&Status::from_error(Box::new(tonic::TimeoutExpired(())))), Verdict::Unknown);
+        assert!(timed_out(&Status::from_error(Box::new(tonic::TimeoutExpired(())))));
     }
 }

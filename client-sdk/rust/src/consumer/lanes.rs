@@ -1,14 +1,14 @@
-//! The lanes of the partitions that are assigned now, and what of each may be committed to Kafka.
+//! The lanes of the partitions that are assigned now, and what their reports mean for Kafka.
 //!
 //! A lane is one assignment of one partition: a bounded queue and a task that works it off in order. Every assignment
 //! makes lanes with a new [`Epoch`], so a late result of an earlier assignment finds no lane and is discarded.
-//! Invariant: the offset to commit moves only when a record is settled, and in order.
+//! Invariant: an offset is stored for commit only when its record is settled, and its lane still lives.
 //!
 //! It deliberately neither calls Kafka nor blocks: `poller` and `rebalance` do.
 
 use std::{collections::HashMap, sync::Arc};
 
-use rdkafka::{Message as _, Offset, TopicPartitionList, message::OwnedMessage};
+use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::{sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -46,10 +46,15 @@ struct Lane {
     in_flight: usize,
     bytes: usize,
     paused: bool,
-    /// The offset after the last settled record.
-    next: Option<i64>,
-    /// The highest offset that Kafka was asked to commit.
-    requested: Option<i64>,
+}
+
+/// What Kafka's client is to be told after lanes have reported.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Reported {
+    /// The offset after each settled record, to be committed. In order per partition.
+    pub(super) offsets: Vec<(String, i32, i64)>,
+    /// Paused partitions that have room again.
+    pub(super) resumed: Vec<(String, i32)>,
 }
 
 pub(super) struct Lanes {
@@ -82,8 +87,7 @@ impl Lanes {
             let task = (self.start)(LaneEnd { epoch, records: receiver, stop: stop.clone() });
             let (topic, partition) = (topic.clone(), *partition);
             self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
-            let (in_flight, bytes, paused, next, requested) = (0, 0, false, None, None);
-            let lane = Lane { topic, partition, records, stop, task, in_flight, bytes, paused, next, requested };
+            let lane = Lane { topic, partition, records, stop, task, in_flight: 0, bytes: 0, paused: false };
             self.lanes.insert(epoch, lane);
         }
     }
@@ -108,9 +112,9 @@ impl Lanes {
         lane.paused
     }
 
-    /// Takes in what lanes report, and returns the paused partitions that have room again.
-    pub(super) fn apply(&mut self, news: &News) -> Vec<(String, i32)> {
-        let mut resumed = Vec::new();
+    /// Takes in what lanes report. A report of a lane that is closed is discarded.
+    pub(super) fn apply(&mut self, news: &News) -> Reported {
+        let mut reported = Reported::default();
         for Settled { epoch, offset, bytes } in &news.settled {
             let Some(lane) = self.lanes.get_mut(epoch) else {
                 add(&self.counters.discarded, 1);
@@ -119,14 +123,14 @@ impl Lanes {
             take(&self.counters.queued, 1);
             lane.in_flight -= 1;
             lane.bytes -= bytes;
-            lane.next = lane.next.max(Some(offset + 1));
+            reported.offsets.push((lane.topic.clone(), lane.partition, offset + 1));
             let half_empty = lane.in_flight <= self.bound.records / 2 && lane.bytes <= self.bound.bytes / 2;
             if lane.paused && half_empty {
                 lane.paused = false;
-                resumed.push((lane.topic.clone(), lane.partition));
+                reported.resumed.push((lane.topic.clone(), lane.partition));
             }
         }
-        resumed
+        reported
     }
 
     /// The lanes of these partitions.
@@ -152,26 +156,6 @@ impl Lanes {
     pub(super) fn paused(&self, epochs: &[Epoch]) -> Vec<(String, i32)> {
         let paused = epochs.iter().filter_map(|epoch| self.lanes.get(epoch)).filter(|lane| lane.paused);
         paused.map(|lane| (lane.topic.clone(), lane.partition)).collect()
-    }
-
-    /// What of these lanes is settled and not yet asked to be committed; `None` when nothing is.
-    pub(super) fn offsets(&mut self, epochs: &[Epoch]) -> Option<TopicPartitionList> {
-        let mut offsets = TopicPartitionList::new();
-        for epoch in epochs {
-            let Some(lane) = self.lanes.get_mut(epoch) else { continue };
-            let Some(next) = lane.next.filter(|_| lane.next > lane.requested) else { continue };
-            if let Err(error) = offsets.add_partition_offset(&lane.topic, lane.partition, Offset::Offset(next)) {
-                tracing::error!(%error, topic = lane.topic, next, "an offset cannot be committed");
-                continue;
-            }
-            lane.requested = lane.next;
-        }
-        (offsets.count() > 0).then_some(offsets)
-    }
-
-    /// A commit failed: every settled offset is to be asked for again.
-    pub(super) fn forget_requests(&mut self) {
-        self.lanes.values_mut().for_each(|lane| lane.requested = None);
     }
 
     /// Ends lanes at once, dropping what they are handling. Their later results are discarded.
@@ -211,32 +195,24 @@ mod tests {
         vec![("users".to_owned(), 0)]
     }
 
-    fn offset(offsets: Option<TopicPartitionList>) -> Option<i64> {
-        offsets?.elements().first()?.offset().to_raw()
-    }
-
     #[tokio::test]
     async fn a_full_lane_is_paused_and_resumed_when_half_empty() {
         let mut lanes = lanes(4);
         lanes.open(&users());
         let full: Vec<bool> = (0..4).map(|offset| lanes.push(record(offset))).collect();
         assert_eq!(full, [false, false, false, true]);
-        assert_eq!(lanes.apply(&settled(1, 0)), []);
-        assert_eq!(lanes.apply(&settled(1, 1)), users());
+        assert_eq!(lanes.apply(&settled(1, 0)).resumed, []);
+        assert_eq!(lanes.apply(&settled(1, 1)).resumed, users());
     }
 
     #[tokio::test]
-    async fn only_what_is_settled_is_committed_and_only_once() {
+    async fn the_offset_after_a_settled_record_is_stored() {
         let mut lanes = lanes(4);
         lanes.open(&users());
         lanes.push(record(7));
         lanes.push(record(8));
-        assert_eq!(offset(lanes.offsets(&[1])), None);
-        lanes.apply(&settled(1, 7));
-        assert_eq!(offset(lanes.offsets(&[1])), Some(8));
-        assert_eq!(offset(lanes.offsets(&[1])), None);
-        lanes.forget_requests();
-        assert_eq!(offset(lanes.offsets(&[1])), Some(8));
+        assert_eq!(lanes.apply(&News::default()).offsets, []);
+        assert_eq!(lanes.apply(&settled(1, 7)).offsets, [("users".to_owned(), 0, 8)]);
     }
 
     #[tokio::test]
@@ -246,8 +222,7 @@ mod tests {
         lanes.push(record(7));
         lanes.close(&[1]);
         lanes.open(&users());
-        lanes.apply(&settled(1, 7));
-        assert_eq!(offset(lanes.offsets(&lanes.all())), None);
+        assert_eq!(lanes.apply(&settled(1, 7)), Reported::default());
         let stats = lanes.counters.reader().read();
         assert_eq!((stats.discarded, stats.queued), (1, 0));
     }

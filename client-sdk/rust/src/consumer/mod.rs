@@ -48,6 +48,9 @@ use self::{
     stats::Counters,
 };
 
+/// How long committing the last offsets and leaving the group may take after the drain.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
+
 /// Consumes topics, each event once per consumer's name.
 ///
 /// ```no_run
@@ -97,7 +100,7 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Consumes until `shutdown` is ready, then lets what is being handled end within the drain budget, commits its
-    /// offsets and leaves the group.
+    /// offsets and leaves the group. Ends at most 5 s after the budget, also when Kafka does not answer.
     ///
     /// Cancellation: dropping the future stops at once. What is being handled is rolled back, no offset is committed
     /// any more; another run repeats those events, and their marks keep their effects from happening twice.
@@ -133,7 +136,11 @@ impl<H: Handler> Consumer<H> {
             outcome = &mut ended => return outcome.unwrap_or_else(died),
             () = shutdown => mailbox.stop(Stop::Drain),
         }
-        ended.await.unwrap_or_else(died)
+        if let Ok(outcome) = tokio::time::timeout(self.drain_budget + LAST_COMMIT, &mut ended).await {
+            return outcome.unwrap_or_else(died);
+        }
+        tracing::warn!("Kafka did not confirm the last offsets in time: their events may be repeated");
+        Ok(())
     }
 }
 

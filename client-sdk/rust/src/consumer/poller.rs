@@ -14,7 +14,7 @@ use std::{
 
 use rdkafka::{
     Message as _, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::{KafkaError, RDKafkaErrorCode},
 };
 
@@ -28,8 +28,6 @@ use super::{
 const IDLE: Duration = Duration::from_millis(100);
 /// How many records are polled before news is taken in.
 const POLLS_PER_TURN: usize = 100;
-/// How long a last commit may take.
-const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Poller {
     pub(super) consumer: BaseConsumer<Context>,
@@ -50,7 +48,7 @@ impl Poller {
                 self.mailbox.fail(ConsumerError::Thread("a lane's task ended without being told to".to_owned()));
             }
             if Instant::now() >= commit_at {
-                self.context().commit(&self.consumer);
+                self.context().commit(&self.consumer, CommitMode::Async);
                 commit_at = Instant::now() + self.commit_interval;
             }
             match self.poll() {
@@ -90,7 +88,7 @@ impl Poller {
         }
     }
 
-    /// Drains, commits, and leaves the group. After `Stop::Abort` it only leaves.
+    /// Drains and commits, unless told to abort. Dropping the consumer then leaves the group.
     fn finish(&mut self) {
         let until = Instant::now() + self.drain_budget;
         let all = self.context().lanes().all();
@@ -101,15 +99,10 @@ impl Poller {
             left.retain(|epoch| !ended.contains(epoch) && self.context().lanes().has(*epoch));
             self.serve_callbacks();
         }
-        if self.mailbox.stopping() != Some(Stop::Abort) {
-            self.context().commit(&self.consumer);
-        }
         let all = self.context().lanes().all();
         self.context().lanes().close(&all);
-        let until = Instant::now() + LAST_COMMIT;
-        while self.context().commits_pending() && self.may_wait(until) {
-            self.mailbox.wait(IDLE);
-            self.serve_callbacks();
+        if self.mailbox.stopping() != Some(Stop::Abort) {
+            self.context().commit(&self.consumer, CommitMode::Sync);
         }
     }
 
@@ -117,7 +110,7 @@ impl Poller {
         Instant::now() < until && self.mailbox.stopping() != Some(Stop::Abort)
     }
 
-    /// Polls for rebalances and answers to commits; records are dropped, to be read again by whoever comes next.
+    /// Polls for rebalances; records are dropped, to be read again by whoever comes next.
     fn serve_callbacks(&self) {
         for _ in 0..POLLS_PER_TURN {
             if self.consumer.poll(Duration::ZERO).is_none() {

@@ -2,24 +2,25 @@
 //!
 //! Invariants: a partition is given back only after its lane has ended or been cut off, and its settled offsets were
 //! committed; after a *lost* assignment nothing is committed, for another member may have moved on. librdkafka's own
-//! auto-commit breaks that rule (librdkafka#5604), so it is off and every commit is made here or in `poller`.
+//! auto-commit breaks that rule (librdkafka#5604), so it is off and every commit is made here.
+//!
+//! Offsets are stored in librdkafka and committed from there: it knows which of them Kafka has confirmed and leaves
+//! those out, so a commit that failed is made good by the next. rust-rdkafka 0.39 reports no result of an
+//! asynchronous commit.
 //!
 //! It deliberately runs on the polling thread only, inside librdkafka's callbacks: so no result can be taken in
 //! between. Blocking there holds up the group, hence the drain budget.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use rdkafka::{
-    ClientContext, TopicPartitionList,
+    ClientContext, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, RDKafkaErrorCode},
 };
 
 use super::{
@@ -35,13 +36,11 @@ pub(super) struct Context {
     lanes: Mutex<Lanes>,
     mailbox: Arc<Mailbox>,
     drain_budget: Duration,
-    /// Commits that Kafka has not answered yet.
-    commits: AtomicUsize,
 }
 
 impl Context {
     pub(super) fn new(lanes: Lanes, mailbox: Arc<Mailbox>, drain_budget: Duration) -> Self {
-        Self { lanes: Mutex::new(lanes), mailbox, drain_budget, commits: AtomicUsize::new(0) }
+        Self { lanes: Mutex::new(lanes), mailbox, drain_budget }
     }
 
     /// Never held while Kafka's client is polled: the callbacks below lock it too.
@@ -49,28 +48,24 @@ impl Context {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks Kafka to commit what is settled, without waiting.
-    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>) {
+    /// Commits what is stored. `Sync` waits for Kafka's answer, at most as long as librdkafka waits for a broker.
+    pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
         if consumer.assignment_lost() {
             return;
         }
-        let all = self.lanes().all();
-        let Some(offsets) = self.lanes().offsets(&all) else { return };
-        self.commits.fetch_add(1, SeqCst);
-        if let Err(error) = consumer.commit(&offsets, CommitMode::Async) {
-            self.commit_callback(Err(error), &offsets);
+        match consumer.commit_consumer_state(mode) {
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => tracing::warn!(%error, "offsets were not committed: unless a later commit does it, events \
+                                                  handled already will be repeated"),
         }
     }
 
-    pub(super) fn commits_pending(&self) -> bool {
-        self.commits.load(SeqCst) > 0
-    }
-
-    /// Takes in news of the lanes, waiting up to `timeout` when there is none.
+    /// Takes in news of the lanes, waiting up to `timeout` when there is none. Returns the lanes that have ended.
     pub(super) fn take_news(&self, consumer: &BaseConsumer<Self>, timeout: Duration) -> Vec<Epoch> {
         let news = self.mailbox.wait(timeout);
-        let resumed = self.lanes().apply(&news);
-        resume(consumer, &resumed);
+        let reported = self.lanes().apply(&news);
+        store(consumer, &reported.offsets);
+        resume(consumer, &reported.resumed);
         news.ended
     }
 
@@ -102,16 +97,8 @@ impl Context {
             return self.lanes().close(&epochs);
         }
         self.drain(consumer, &epochs);
-        let offsets = self.lanes().offsets(&epochs);
         self.lanes().close(&epochs);
-        let Some(offsets) = offsets else { return };
-        // It may have been lost during the drain.
-        if consumer.assignment_lost() {
-            return;
-        }
-        if let Err(error) = consumer.commit(&offsets, CommitMode::Sync) {
-            tracing::warn!(%error, "offsets were not committed before a rebalance: their events will be repeated");
-        }
+        self.commit(consumer, CommitMode::Sync);
     }
 }
 
@@ -126,6 +113,11 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "librdkafka"),
             RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "librdkafka"),
         }
+        self.mailbox.kafka();
+    }
+
+    fn stats_raw(&self, _: &[u8]) {
+        self.mailbox.kafka();
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -156,15 +148,7 @@ impl ConsumerContext for Context {
             }
         }
         // `poll` returns nothing after a callback, also when there are records: see that it is called again at once.
-        self.mailbox.kafka();
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        let _ = self.commits.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1));
-        if let Err(error) = result {
-            tracing::warn!(%error, "offsets were not committed: they will be tried again");
-            self.lanes().forget_requests();
-        }
+        // The same goes for logs and statistics.
         self.mailbox.kafka();
     }
 }
@@ -179,6 +163,24 @@ pub(super) fn list(partitions: &[(String, i32)]) -> TopicPartitionList {
         list.add_partition(topic, *partition);
     }
     list
+}
+
+fn store(consumer: &BaseConsumer<Context>, offsets: &[(String, i32, i64)]) {
+    if offsets.is_empty() {
+        return;
+    }
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    // Of several offsets of a partition the last is the highest, and the one that stays.
+    let added = offsets.iter().try_for_each(|(topic, partition, offset)| {
+        let mut known = list.find_partition(topic, *partition);
+        match &mut known {
+            Some(known) => known.set_offset(Offset::Offset(*offset)),
+            None => list.add_partition_offset(topic, *partition, Offset::Offset(*offset)),
+        }
+    });
+    if let Err(error) = added.and_then(|()| consumer.store_offsets(&list)) {
+        tracing::error!(%error, "offsets cannot be stored: their events will be repeated");
+    }
 }
 
 fn resume(consumer: &BaseConsumer<Context>, partitions: &[(String, i32)]) {

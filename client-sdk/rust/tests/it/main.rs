@@ -1,0 +1,15 @@
+//! Integration tests of the SDK, on a real Postgres and a real Kafka.
+//!
+//! Every test has a database and topics of its own. It deliberately tests the client against a small server of its
+//! own: what matters here is what the client does with answers, and with none. The whole way is tested by the server.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs, reason = "a test that cannot go on has failed")]
+
+mod client;
+mod crash;
+mod faults;
+mod inbox;
+mod once;
+mod rebalance;
+mod rig;
+mod trace;
