@@ -70,6 +70,35 @@ async fn trap_9_a_handler_that_fails_after_the_mark_is_tried_again_and_its_effec
     }
 }
 
+/// Breaks a constraint that Postgres checks at COMMIT, the first time.
+struct FailsAtCommit(AtomicU64);
+
+impl Handler for FailsAtCommit {
+    async fn handle(&self, event: &Event, tx: &mut Transaction) -> Result<(), HandlerError> {
+        effect("mailer", event, tx).await?;
+        let user = if self.0.fetch_add(1, SeqCst) == 0 { "nobody" } else { "user-7" };
+        sqlx::query("insert into mails values ($1)").bind(user).execute(&mut **tx).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_5_an_event_whose_commit_fails_is_tried_again_before_its_offset_moves() {
+    let rig = Rig::new(1).await;
+    let tables = "create table users (id text primary key); insert into users values ('user-7');
+                  create table mails (user_id text references users deferrable initially deferred)";
+    sqlx::raw_sql(tables).execute(&rig.pool).await.unwrap();
+    rig.publish(on(0, &events(2))).await;
+
+    let handler = FailsAtCommit(AtomicU64::new(0));
+    let running = Running::start(rig.builder("mailer").handler(handler).build().unwrap());
+    running.until("2 records to be settled", |stats| stats.handled + stats.duplicates == 2).await;
+
+    assert_eq!(rig.effects("mailer").await, (2, 2));
+    assert_eq!((running.stats().retries, running.stats().duplicates), (1, 0));
+    running.shut_down().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_9_two_consumers_with_the_same_event_at_once_have_one_effect() {
     let rig = Rig::new(1).await;
@@ -105,7 +134,7 @@ impl Handler for Gated {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_offset_is_committed_before_its_effect_and_nothing_is_lost_without_a_drain() {
+async fn trap_5_no_offset_is_committed_before_its_effect_and_nothing_is_lost_without_a_drain() {
     let rig = Rig::new(1).await;
     rig.publish(on(0, &events(5))).await;
     let permits = Arc::new(Semaphore::new(2));
