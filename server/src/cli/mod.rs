@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "printing is what a command line is for")]
 
 mod config;
+mod demo;
 mod dev;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
@@ -26,6 +27,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   outboxd dev
+  outboxd demo
   outboxd serve --config /etc/outboxd.toml
   outboxd serve --database-url postgres://app@db/app --kafka broker:9092 --catalog ./catalog
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
@@ -78,6 +80,8 @@ enum Command {
     Serve,
     /// Runs everything to try outboxd on this machine: Postgres, a broker, the server and a sample catalog
     Dev(dev::Arguments),
+    /// Tells the story of one event by itself, with a crash in it, and checks every claim
+    Demo(demo::Arguments),
     /// Applies pending migrations and makes the partitions of the days to come
     Migrate,
     /// Checks or prints the configuration
@@ -112,6 +116,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             app::serve(config, shutdown_signal()?).await
         }
         Command::Dev(arguments) => arguments.run(&cli.settings, interrupts()?).await,
+        Command::Demo(arguments) => arguments.run(&cli.settings, interrupts()?).await,
         Command::Migrate => {
             let config = layers.load()?;
             let _telemetry = telemetry::init(&config.telemetry)?;

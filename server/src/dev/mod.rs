@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
+pub(crate) use self::postgres::tail;
 pub use self::{account::Account, broker::Broker, error::Error, folder::Folder, postgres::Postgres};
 use crate::{app, config::Config};
 

@@ -240,7 +240,7 @@ fn random_password() -> io::Result<String> {
 }
 
 /// The last lines of a log.
-fn tail(text: &str) -> String {
+pub(crate) fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
