@@ -10,6 +10,8 @@ pub mod catalog;
 pub mod cli;
 pub mod commit;
 pub mod config;
+pub mod demo;
+pub mod dev;
 pub mod model;
 pub mod ops;
 pub mod relay;

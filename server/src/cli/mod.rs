@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, reason = "printing is what a command line is for")]
 
 mod config;
+mod demo;
+mod dev;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -10,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{app, config::Layers, store, telemetry};
+use crate::{app, config::Layers, dev::Interrupts, store, telemetry};
 
 /// A transactional outbox run as a service: state and events in one database transaction, and a relay to Kafka.
 #[derive(Debug, Parser)]
@@ -24,6 +26,8 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  outboxd dev
+  outboxd demo
   outboxd serve --config /etc/outboxd.toml
   outboxd serve --database-url postgres://app@db/app --kafka broker:9092 --catalog ./catalog
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
@@ -74,6 +78,10 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 enum Command {
     /// Serves the API and relays events until SIGTERM or Ctrl-C
     Serve,
+    /// Runs everything to try outboxd on this machine: Postgres, a broker, the server and a sample catalog
+    Dev(dev::Arguments),
+    /// Tells the story of one event by itself, with a crash in it, and checks every claim
+    Demo(demo::Arguments),
     /// Applies pending migrations and makes the partitions of the days to come
     Migrate,
     /// Checks or prints the configuration
@@ -107,6 +115,8 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             let _telemetry = telemetry::init(&config.telemetry)?;
             app::serve(config, shutdown_signal()?).await
         }
+        Command::Dev(arguments) => arguments.run(&cli.settings, interrupts()?).await,
+        Command::Demo(arguments) => arguments.run(&cli.settings, interrupts()?).await,
         Command::Migrate => {
             let config = layers.load()?;
             let _telemetry = telemetry::init(&config.telemetry)?;
@@ -121,21 +131,28 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
 
 /// Cancelled by SIGTERM or SIGINT; a second one ends the process at once.
 fn shutdown_signal() -> std::io::Result<CancellationToken> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let token = CancellationToken::new();
-    let cancelled = token.clone();
+    let Interrupts { first, second } = interrupts()?;
     tokio::spawn(async move {
-        for first in [true, false] {
+        second.cancelled().await;
+        std::process::exit(130);
+    });
+    Ok(first)
+}
+
+/// Cancelled by the first and the second SIGTERM or SIGINT.
+fn interrupts() -> std::io::Result<Interrupts> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let interrupts = Interrupts::default();
+    let Interrupts { first, second } = interrupts.clone();
+    tokio::spawn(async move {
+        for token in [first, second] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if first {
-                tracing::info!("shutting down; once more to stop at once");
-                cancelled.cancel();
-            }
+            tracing::info!("shutting down; once more to stop at once");
+            token.cancel();
         }
-        std::process::exit(130);
     });
-    Ok(token)
+    Ok(interrupts)
 }

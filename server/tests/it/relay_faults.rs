@@ -108,6 +108,31 @@ async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
     relay.stop().await;
 }
 
+/// Trap 7, where Kafka does not help: a broker that has nothing of a producer yet takes any sequence number from it, so
+/// that a batch right behind a rejected first one would pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_a_rejected_first_batch_does_not_pass_it() {
+    let outbox = Outbox::fresh("unused", 1).await;
+    let topic = format!("first-{}", Uuid::now_v7().simple());
+    kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
+    let large = emit_to(&outbox, &topic, "key", &"x".repeat(3_000)).await;
+    for n in 0..20 {
+        emit_to(&outbox, &topic, "key", &format!("behind it, {n}")).await;
+    }
+    // Each record in a batch of its own, several under way at once.
+    let mut kafka = kafka_config();
+    kafka.properties.insert("batch.num.messages".into(), "1".into());
+    kafka.properties.insert("linger.ms".into(), "0".into());
+    let relay = Relay::new(Outbox::relay_config(), &kafka, &outbox.database_config()).expect("it can be made");
+    let mut relay = Running::start(relay);
+
+    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == large)).await;
+    relay.stop().await;
+
+    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
+    assert!(records.is_empty(), "{} records passed the one they follow", records.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_stops_its_lane_until_it_is_there_and_no_other() {
     let outbox = Outbox::fresh("there", 1).await;

@@ -22,6 +22,14 @@ async fn relays_that_share_the_lanes_keep_the_order_of_each_key() {
         relay.until("it has its share", |s| (20..=22).contains(&s.lanes_owned)).await;
     }
 
+    let (epochs, from) = (epochs(&outbox).await, Instant::now());
+    while from.elapsed() < Duration::from_secs(2) {
+        outbox.emit(100, 50).await;
+    }
+    outbox.all_settled().await;
+    assert_eq!(outbox.assert_all_published_in_order().await, 0, "one relay at a time has a lane");
+    assert_eq!(self::epochs(&outbox).await, epochs, "no lane changes hands while all have their share");
+
     for round in 0..30 {
         outbox.emit(100, 50).await;
         if round == 10 {
@@ -33,10 +41,18 @@ async fn relays_that_share_the_lanes_keep_the_order_of_each_key() {
         most = most.max(relays.iter().map(|r| r.status.borrow().lanes_owned).max().unwrap_or(0));
     }
     outbox.all_settled().await;
+    most = most.max(relays[0].status.borrow().lanes_owned);
 
     outbox.assert_all_published_in_order().await;
     assert!(most >= 32, "the lanes of those that left were taken over");
     relays.pop().expect("one of them").stop().await;
+}
+
+async fn epochs(outbox: &Outbox) -> Vec<i64> {
+    sqlx::query_scalar("select epoch from outbox.progress order by lane")
+        .fetch_all(&mut outbox.connect().await)
+        .await
+        .expect("epochs can be read")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,8 +20,9 @@ use crate::{
     },
 };
 
-/// Pause between two polls while there is work: commits gather meanwhile, and a poll costs a flush.
-const POLL_PAUSE_MIN: Duration = Duration::from_millis(2);
+/// Pause between two polls while there is work: commits gather meanwhile, and a poll costs a plan and a flush. The first
+/// commit after a pause does not wait for it.
+const POLL_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// A page is a quarter of the window, so that reading, sending and settling overlap.
 const PAGES_PER_WINDOW: usize = 4;
 /// Pages of few events each; only a Kafka that is slow to answer lets them pile up.
@@ -142,5 +143,27 @@ impl<P: Publisher> Session<'_, P> {
             (config.in_flight_events_max / PAGES_PER_WINDOW).max(1),
             (config.in_flight_bytes_max / PAGES_PER_WINDOW).max(1),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polls_grow_rarer_while_there_is_nothing_and_a_wake_ends_that() {
+        let config = config::Relay { poll_interval_max_ms: 1_000, ..config::Relay::default() };
+        let mut pace = Pace::new(&config);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            pace.begin();
+            pace.found_nothing();
+            pauses.push(pace.next_poll - pace.last_poll);
+        }
+        assert!(pauses.is_sorted() && pauses[0] < pauses[9]);
+        assert_eq!(pauses[9], Duration::from_secs(1), "never rarer than this");
+
+        pace.wake();
+        assert_eq!(pace.next_poll - pace.last_poll, POLL_PAUSE_MIN);
     }
 }

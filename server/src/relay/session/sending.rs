@@ -3,9 +3,13 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use super::Session;
-use crate::relay::{
-    publisher::{Publisher, Record, Refusal, Topic},
-    window::Mark,
+use crate::{
+    relay::{
+        publisher::{Publisher, Record, Refusal, Topic},
+        trace::Spans,
+        window::Mark,
+    },
+    store::relay::row::Row,
 };
 
 /// Events enqueued before the session looks at anything else.
@@ -62,18 +66,7 @@ impl<P: Publisher> Session<'_, P> {
                         return Pause::Nothing;
                     }
                     let token = page.token(index);
-                    let sent = match row.event() {
-                        Ok(event) => match self.publisher.topic(event.topic) {
-                            Topic::Ready => self.publisher.enqueue(&Record { event: &event }, token).map(|()| {
-                                self.spans.enqueued(token, &event);
-                                true
-                            }),
-                            Topic::Asking => Ok(false),
-                            Topic::Missing(reason) => Err(Refusal::Record(reason)),
-                        },
-                        Err(malformed) => Err(Refusal::Record(malformed.to_string())),
-                    };
-                    match sent {
+                    match offer(self.publisher, &mut self.spans, row, token) {
                         Ok(true) => {
                             page.marks[index] = Mark::Enqueued;
                             self.window.enqueued += 1;
@@ -101,4 +94,17 @@ impl<P: Publisher> Session<'_, P> {
         }
         Pause::Nothing
     }
+}
+
+/// Hands an event over; false while it is not known whether its topic is there.
+fn offer<P: Publisher>(publisher: &mut P, spans: &mut Spans, row: &Row, token: usize) -> Result<bool, Refusal> {
+    let event = row.event().map_err(|malformed| Refusal::Record(malformed.to_string()))?;
+    match publisher.topic(event.topic) {
+        Topic::Ready => {}
+        Topic::Asking => return Ok(false),
+        Topic::Missing(reason) => return Err(Refusal::Record(reason)),
+    }
+    publisher.enqueue(&Record { event: &event }, token)?;
+    spans.enqueued(token, &event);
+    Ok(true)
 }

@@ -8,7 +8,7 @@ use std::{
 use outbox_harness::{eventually, kafka, postgres::Database};
 use outbox_server::{
     config,
-    relay::{Error, Relay, Status, Wake, kafka::Kafka, publisher::Publisher},
+    relay::{Error, Relay, Status, kafka::Kafka, publisher::Publisher},
     store,
 };
 use rdkafka::message::{Message as _, OwnedMessage};
@@ -149,16 +149,13 @@ pub(crate) struct Running {
     task: JoinHandle<Result<(), Error>>,
     shutdown: CancellationToken,
     pub(crate) status: watch::Receiver<Status>,
-    pub(crate) wake: Wake,
-    pub(crate) instance: Uuid,
 }
 
 impl Running {
     pub(crate) fn start<P: Publisher>(relay: Relay<P>) -> Self {
-        let (shutdown, status, wake, instance) =
-            (CancellationToken::new(), relay.status(), relay.wake(), relay.instance());
+        let (shutdown, status) = (CancellationToken::new(), relay.status());
         let task = tokio::spawn(relay.run(shutdown.clone(), PATIENCE));
-        Self { task, shutdown, status, wake, instance }
+        Self { task, shutdown, status }
     }
 
     /// As SIGTERM does.
