@@ -179,18 +179,20 @@ async fn an_idle_relay_writes_no_progress_per_poll() {
     relay.until("it owns its lanes", |s| s.lanes_owned == 64).await;
     outbox.emit(1, 1).await;
     outbox.all_settled().await;
+    // Versions of the relay's rows are made by its transactions alone; counting transaction ids would count others'.
     let mut connection = outbox.connect().await;
-    let mut current = async || -> i64 {
-        let statement = "select (pg_current_xact_id()::text)::bigint";
-        sqlx::query_scalar(statement).fetch_one(&mut connection).await.expect("an id is given")
+    let mut written = async || -> i64 {
+        let statement = "select sum(n_tup_upd)::bigint from pg_stat_user_tables where relname = 'progress'";
+        sqlx::query_scalar(statement).fetch_one(&mut connection).await.expect("the statistics can be read")
     };
-    let (before, from) = (current().await, std::time::Instant::now());
+    let (before, from) = (written().await, std::time::Instant::now());
 
     // Some hundred polls at the shortest pause, if each found something.
     let later = async || (from.elapsed().as_millis() > 3_000).then_some(());
     eventually("three seconds pass", PATIENCE, later).await;
 
-    let spent = current().await - before;
-    assert!(spent < 40, "{spent} transaction ids in three idle seconds");
+    // Each of its 64 lanes, once a second at the most, and the writes that the statistics were late to tell.
+    let spent = written().await - before;
+    assert!(spent <= 64 * 6, "{spent} progress rows written in three idle seconds");
     relay.stop().await;
 }
