@@ -65,13 +65,14 @@ impl Topic {
     pub(super) async fn create(&self) -> Result<(), Failure> {
         let admin: AdminClient<DefaultClientContext> = self.client.create()?;
         let topic = NewTopic::new(&self.name, PARTITIONS, REPLICAS);
-        let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(TIMEOUT))).await?;
+        let made = admin.create_topics([&topic], &within()).await;
+        let made = made.map_err(|error| format!("Kafka makes no topic {}: {error}", self.name))?;
         made.into_iter().try_for_each(|made| made.map(drop).map_err(|(topic, code)| format!("{topic}: {code}").into()))
     }
 
     pub(super) async fn delete(&self) -> Result<(), Failure> {
         let admin: AdminClient<DefaultClientContext> = self.client.create()?;
-        admin.delete_topics(&[&self.name], &AdminOptions::new().operation_timeout(Some(TIMEOUT))).await?;
+        admin.delete_topics(&[&self.name], &within()).await?;
         Ok(())
     }
 
@@ -92,6 +93,10 @@ impl Topic {
         let sent = producer.send(again.payload(&record.payload).headers(headers), TIMEOUT).await;
         Ok(sent.map_err(|(error, _)| error)?.offset)
     }
+}
+
+fn within() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
 }
 
 fn read(mut client: ClientConfig, topic: &str) -> Result<Vec<Record>, Failure> {
