@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 
 use super::{
     Error,
+    opening::Openings,
     publisher::{Fault, Place, Publisher, Record, Refusal, Report, Topic},
 };
 
@@ -41,6 +42,8 @@ pub struct Kafka {
     producer: Arc<Producer>,
     shared: Arc<Shared>,
     last_ready: String,
+    last_ready_partitions: usize,
+    openings: Openings,
     /// Why there is no producer to enqueue to.
     broken: Option<String>,
 }
@@ -57,7 +60,15 @@ impl Kafka {
         }
         let shared = Arc::new(Shared::default());
         let producer = producer(&config, &shared).map_err(|e| Error::Producer(e.to_string()))?;
-        Ok(Self { config, producer, shared, last_ready: String::new(), broken: None })
+        Ok(Self {
+            config,
+            producer,
+            shared,
+            last_ready: String::new(),
+            last_ready_partitions: 0,
+            openings: Openings::default(),
+            broken: None,
+        })
     }
 }
 
@@ -72,16 +83,17 @@ impl Publisher for Kafka {
         }
         let mut topics = lock(&self.shared.topics);
         match topics.get(topic) {
-            Some((Topic::Missing(_), since)) if since.elapsed() > TOPIC_GRACE => {}
-            Some((state, _)) => {
-                if *state == Topic::Ready {
+            Some(Known { topic: Topic::Missing(_), since, .. }) if since.elapsed() > TOPIC_GRACE => {}
+            Some(known) => {
+                if known.topic == Topic::Ready {
                     topic.clone_into(&mut self.last_ready);
+                    self.last_ready_partitions = known.partitions;
                 }
-                return state.clone();
+                return known.topic.clone();
             }
             None => {}
         }
-        topics.insert(topic.to_owned(), (Topic::Asking, Instant::now()));
+        topics.insert(topic.to_owned(), Known { topic: Topic::Asking, partitions: 0, since: Instant::now() });
         let (producer, shared, topic) = (Arc::clone(&self.producer), Arc::clone(&self.shared), topic.to_owned());
         tokio::task::spawn_blocking(move || ask(&producer, &shared, &topic));
         Topic::Asking
@@ -97,19 +109,33 @@ impl Publisher for Kafka {
         };
         record.headers(put).map_err(|e| Refusal::Record(e.to_string()))?;
         let event = record.event;
+        if let Some(key) = event.key {
+            let partitions = self.last_ready_partitions;
+            if !self.openings.admit(event.topic, partitions, key, token) {
+                self.openings.take_note(&lock(&self.shared.reports));
+                if !self.openings.admit(event.topic, partitions, key, token) {
+                    return Err(Refusal::Later);
+                }
+            }
+        }
         let mut base = BaseRecord::with_opaque_to(event.topic, token).timestamp(event.time.timestamp_millis());
         base.payload = event.data;
         base.key = event.key;
         base.headers = headers;
-        self.producer.send(base).map_err(|(error, _)| match error {
-            KafkaError::MessageProduction(Code::QueueFull) => Refusal::Full,
-            KafkaError::MessageProduction(code) if !is_own(code) => Refusal::Record(code.to_string()),
-            error => Refusal::Publisher(error.to_string()),
+        self.producer.send(base).map_err(|(error, _)| {
+            self.openings.not_sent(token);
+            match error {
+                KafkaError::MessageProduction(Code::QueueFull) => Refusal::Full,
+                KafkaError::MessageProduction(code) if !is_own(code) => Refusal::Record(code.to_string()),
+                error => Refusal::Publisher(error.to_string()),
+            }
         })
     }
 
     fn take(&mut self, reports: &mut Vec<Report>) {
+        let first = reports.len();
         reports.append(&mut lock(&self.shared.reports));
+        self.openings.take_note(&reports[first..]);
     }
 
     async fn changed(&self) {
@@ -118,6 +144,7 @@ impl Publisher for Kafka {
 
     async fn reset(&mut self) -> Vec<Report> {
         self.last_ready.clear();
+        self.openings = Openings::default();
         let closing = Arc::clone(&self.producer);
         // Waits for librdkafka's threads, so it must not run on the runtime's.
         if let Err(error) = tokio::task::spawn_blocking(move || close(&closing)).await {
@@ -167,7 +194,10 @@ fn ask(producer: &Producer, shared: &Shared, topic: &str) {
     let mut unknown_since = None;
     while !shared.closed.load(Ordering::Relaxed) {
         let answer = match producer.client().fetch_metadata(Some(topic), METADATA_TIMEOUT) {
-            Ok(metadata) => metadata.topics().first().and_then(|t| t.error().map(Code::from)).map_or(Ok(()), Err),
+            Ok(metadata) => match metadata.topics().first() {
+                Some(topic) => topic.error().map(Code::from).map_or(Ok(topic.partitions().len()), Err),
+                None => Err(Code::UnknownTopic),
+            },
             // Not the topic's fault: wait for the broker.
             Err(_) => {
                 unknown_since = None;
@@ -177,21 +207,28 @@ fn ask(producer: &Producer, shared: &Shared, topic: &str) {
         };
         shared.heard.store(HEARD_UP, Ordering::Relaxed);
         match answer {
-            Ok(()) => return shared.answer(topic, Topic::Ready),
+            Ok(partitions) => return shared.answer(topic, Topic::Ready, partitions),
             Err(Code::LeaderNotAvailable | Code::UnknownTopicOrPartition | Code::UnknownTopic)
                 if unknown_since.get_or_insert_with(Instant::now).elapsed() < TOPIC_GRACE =>
             {
                 std::thread::sleep(METADATA_PAUSE);
             }
-            Err(code) => return shared.answer(topic, Topic::Missing(code.to_string())),
+            Err(code) => return shared.answer(topic, Topic::Missing(code.to_string()), 0),
         }
     }
+}
+
+/// What is known of a topic, and since when.
+struct Known {
+    topic: Topic,
+    partitions: usize,
+    since: Instant,
 }
 
 #[derive(Default)]
 struct Shared {
     reports: Mutex<Vec<Report>>,
-    topics: Mutex<HashMap<String, (Topic, Instant)>>,
+    topics: Mutex<HashMap<String, Known>>,
     changed: Notify,
     closed: AtomicBool,
     heard: AtomicU8,
@@ -201,8 +238,8 @@ const HEARD_UP: u8 = 1;
 const HEARD_DOWN: u8 = 2;
 
 impl Shared {
-    fn answer(&self, topic: &str, answer: Topic) {
-        lock(&self.topics).insert(topic.to_owned(), (answer, Instant::now()));
+    fn answer(&self, name: &str, topic: Topic, partitions: usize) {
+        lock(&self.topics).insert(name.to_owned(), Known { topic, partitions, since: Instant::now() });
         self.changed.notify_one();
     }
 }

@@ -10,6 +10,7 @@ mod error;
 pub mod kafka;
 mod lane;
 mod lease;
+mod opening;
 mod properties;
 pub mod publisher;
 mod reader;

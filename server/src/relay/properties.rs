@@ -14,9 +14,6 @@ const FIXED: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
     // A failed record stops the producer: none behind it can pass.
     ("enable.gapless.guarantee", "true"),
-    // One batch under way: a broker that has nothing of this producer yet takes any sequence number from it, so that the
-    // batch behind a rejected first one would be appended (Kafka, `ProducerAppendInfo.checkSequence`).
-    ("max.in.flight.requests.per.connection", "1"),
     // A record never expires by itself: a later one of its key would take its place.
     ("message.timeout.ms", "0"),
     // As Java clients place keys.
@@ -30,7 +27,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("queuing.strategy", "records are sent in the order they are enqueued"),
     ("retries", "a record is retried until it is acknowledged or rejected"),
     ("message.send.max.retries", "a record is retried until it is acknowledged or rejected"),
-    ("max.in.flight", "a batch behind a rejected one must not be under way"),
     ("transactional.id", "the relay's producer is idempotent, not transactional"),
     ("delivery.report.only.error", "the relay needs every report"),
     ("bootstrap.servers", "set `kafka.bootstrap_servers`"),

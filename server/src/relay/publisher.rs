@@ -94,6 +94,8 @@ pub enum Topic {
 pub enum Refusal {
     /// The queue is full; try again when something has been reported.
     Full,
+    /// This record has to wait for the report of another one; so has everything behind it in its lane.
+    Later,
     /// This record can never be published.
     Record(String),
     /// The publisher has failed and must be reset.

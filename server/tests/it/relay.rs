@@ -104,16 +104,16 @@ async fn what_is_in_flight_is_bounded_by_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_in_the_middle_of_a_backlog_repeats_no_more_than_the_window() {
     let outbox = Outbox::fresh("crash", 3).await;
-    outbox.emit(3_000, 40).await;
+    outbox.emit(20_000, 40).await;
     let config = config::Relay { in_flight_events_max: 200, ..Outbox::relay_config() };
     let (mut crashes, faults) = (0, Faults::default());
 
     // Each crash after some progress, and with a full window whose reports have not been taken.
-    for settled_at_least in [500, 1_500, 2_500] {
+    for settled_at_least in [500, 5_000, 10_000] {
         faults.change(|plan| plan.hold_reports = false);
         let publisher = Faulty::new(publisher(), &faults);
         let relay = Running::start(Relay::with_publisher(config.clone(), &outbox.database_config(), publisher));
-        let progressed = async || (3_000 - outbox.unsettled().await >= settled_at_least).then_some(());
+        let progressed = async || (20_000 - outbox.unsettled().await >= settled_at_least).then_some(());
         eventually("progress in the backlog", PATIENCE, progressed).await;
         faults.change(|plan| plan.hold_reports = true);
         relay.crash().await;
@@ -179,20 +179,19 @@ async fn an_idle_relay_writes_no_progress_per_poll() {
     relay.until("it owns its lanes", |s| s.lanes_owned == 64).await;
     outbox.emit(1, 1).await;
     outbox.all_settled().await;
-    // Versions of the relay's rows are made by its transactions alone; counting transaction ids would count others'.
     let mut connection = outbox.connect().await;
-    let mut written = async || -> i64 {
-        let statement = "select sum(n_tup_upd)::bigint from pg_stat_user_tables where relname = 'progress'";
-        sqlx::query_scalar(statement).fetch_one(&mut connection).await.expect("the statistics can be read")
-    };
-    let (before, from) = (written().await, std::time::Instant::now());
+    let mut writes = std::collections::BTreeSet::new();
+    let from = std::time::Instant::now();
 
     // Some hundred polls at the shortest pause, if each found something.
-    let later = async || (from.elapsed().as_millis() > 3_000).then_some(());
-    eventually("three seconds pass", PATIENCE, later).await;
+    eventually("three seconds pass", PATIENCE, async || {
+        let statement = "select updated_at::text from outbox.progress where lane = 0";
+        let written: String = sqlx::query_scalar(statement).fetch_one(&mut connection).await.expect("it is there");
+        writes.insert(written);
+        (from.elapsed().as_millis() > 3_000).then_some(())
+    })
+    .await;
 
-    // Each of its 64 lanes, once a second at the most, and the writes that the statistics were late to tell.
-    let spent = written().await - before;
-    assert!(spent <= 64 * 6, "{spent} progress rows written in three idle seconds");
+    assert!(writes.len() <= 10, "a lane's progress was written {} times in three idle seconds", writes.len());
     relay.stop().await;
 }

@@ -72,7 +72,7 @@ impl<P: Publisher> Session<'_, P> {
                             self.window.enqueued += 1;
                             burst += 1;
                         }
-                        Ok(false) => {
+                        Ok(false) | Err(Refusal::Later) => {
                             passed_over.insert(row.lane());
                         }
                         Err(Refusal::Full) => return Pause::Nothing,

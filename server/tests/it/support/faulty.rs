@@ -93,16 +93,17 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
             }
             plan.paused = false;
         }
-        plan.enqueued.push(id);
-        plan.unreported += 1;
-        plan.unreported_most = plan.unreported_most.max(plan.unreported);
         let fault = plan.fail.get(&id).cloned();
         drop(plan);
         match fault {
             _ if self.failed => self.fail(token, Fault::Publisher("a record before it failed".into())),
             Some(fault) => self.fail(token, fault),
-            None => return self.inner.enqueue(record, token),
+            None => self.inner.enqueue(record, token)?,
         }
+        let mut plan = self.faults.plan();
+        plan.enqueued.push(id);
+        plan.unreported += 1;
+        plan.unreported_most = plan.unreported_most.max(plan.unreported);
         Ok(())
     }
 

@@ -46,10 +46,10 @@ impl Receiver {
         span
     }
 
-    /// How many spans a trace has.
-    pub(crate) fn count(&self, trace_id: &[u8]) -> usize {
+    /// The names of a trace's spans, in order of arrival.
+    pub(crate) fn names(&self, trace_id: &[u8]) -> Vec<String> {
         let spans = self.spans.0.lock().expect("no holder panics");
-        spans.iter().filter(|span| span.trace_id == trace_id).count()
+        spans.iter().filter(|span| span.trace_id == trace_id).map(|span| span.name.clone()).collect()
     }
 }
 
