@@ -109,7 +109,7 @@ fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
 /// A UUIDv7 of today out of pgbench's random number: its own function would cost what the server's ids do not.
 fn id(variable: &str) -> String {
     let now = Uuid::now_v7().to_string();
-    format!("('{}-7000-8000-' || lpad(to_hex(:{variable}), 12, '0'))::uuid", &now[..13])
+    format!("('{}-7000-8000-' || lpad(to_hex((:{variable})::bigint), 12, '0'))::uuid", &now[..13])
 }
 
 fn variables() -> String {
