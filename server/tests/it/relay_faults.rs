@@ -33,7 +33,10 @@ async fn emit_to(outbox: &Outbox, topic: &str, key: &str, data: &str) -> Uuid {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_with_one_failed_record_is_not_acknowledged_past_it() {
     let outbox = Outbox::fresh("failed", 1).await;
-    outbox.emit(60, 3).await;
+    let keys = outbox.keys_in_different_lanes(&outbox.topic, 3).await;
+    for n in 0..60 {
+        emit_to(&outbox, &outbox.topic, &keys[n % 3], "data").await;
+    }
     let stored = outbox.stored().await;
     let (failed, key) = stored[30].clone();
     let faults = Faults::default();
@@ -87,13 +90,15 @@ async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
     let outbox = Outbox::fresh("unused", 1).await;
     let topic = format!("small-{}", Uuid::now_v7().simple());
     kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
+    let keys = outbox.keys_in_different_lanes(&topic, 2).await;
+    let (small, large) = (&keys[0], &keys[1]);
     let mut expected = Vec::new();
     for n in 0..40 {
         if n == 20 {
-            emit_to(&outbox, &topic, "large", &"x".repeat(3_000)).await;
-            emit_to(&outbox, &topic, "large", "behind it").await;
+            emit_to(&outbox, &topic, large, &"x".repeat(3_000)).await;
+            emit_to(&outbox, &topic, large, "behind it").await;
         }
-        expected.push(emit_to(&outbox, &topic, "small", &format!("{n}")).await);
+        expected.push(emit_to(&outbox, &topic, small, &format!("{n}")).await);
     }
     let relay = config::Relay { stopped_lane_retry_ms: 600_000, ..Outbox::relay_config() };
     let mut relay = outbox.relay_with(relay);
@@ -105,7 +110,7 @@ async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
     let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
     let published = crate::support::outbox::Published(records).by_key();
     assert_eq!(published.len(), 1, "nothing of the large event's key");
-    assert_eq!(published[&Some(b"small".to_vec())], expected);
+    assert_eq!(published[&Some(small.as_bytes().to_vec())], expected);
     relay.stop().await;
 }
 

@@ -61,6 +61,19 @@ impl Outbox {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut self.connect().await).await.expect("events can be stored");
     }
 
+    /// As many keys of a topic as asked for, no two in one lane: what stops one of them stops none of the others.
+    pub(crate) async fn keys_in_different_lanes(&self, topic: &str, count: usize) -> Vec<String> {
+        sqlx::query_scalar(
+            "select distinct on (outbox.slot_of('default', $1, convert_to(key, 'UTF8')) % 64) key
+             from (select 'key-' || n as key from generate_series(1, 200) n) as keys limit $2",
+        )
+        .bind(topic)
+        .bind(i64::try_from(count).expect("few"))
+        .fetch_all(&mut self.connect().await)
+        .await
+        .expect("keys can be chosen")
+    }
+
     /// Every stored event in order of position: id and key.
     pub(crate) async fn stored(&self) -> Vec<(Uuid, Option<Vec<u8>>)> {
         sqlx::query_as("select id, key from outbox.events where topic = $1 order by position")
