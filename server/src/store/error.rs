@@ -175,7 +175,6 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
     })
 }
 
-/// How long a caller should wait before it retries.
 impl Error {
     /// The pause to recommend, for errors that a retry may cure.
     pub fn retry_after(&self) -> Option<Duration> {

@@ -54,7 +54,6 @@ pub struct Listed {
 pub struct Reader {
     pool: PgPool,
     window: Duration,
-    statement_timeout: Duration,
 }
 
 impl Reader {
@@ -74,7 +73,7 @@ impl Reader {
             })
             .connect_lazy_with(connector.options().clone());
         let window = Duration::from_secs(u64::from(config.commit.request_window_hours) * 3_600);
-        Self { pool, window, statement_timeout }
+        Self { pool, window }
     }
 
     /// Whether the database answers.
@@ -127,11 +126,6 @@ impl Reader {
     pub async fn answer(&self, request_key: Uuid) -> Result<Option<Answer>, Error> {
         let mut connection = self.pool.acquire().await.map_err(read)?;
         commit::find(&mut connection, request_key, self.window).await.map_err(Failure::into_error)
-    }
-
-    /// How long one read may take.
-    pub fn statement_timeout(&self) -> Duration {
-        self.statement_timeout
     }
 }
 

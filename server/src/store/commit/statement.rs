@@ -182,6 +182,7 @@ impl Arguments {
     /// only one, or there is none: then its columns, or an empty list, stand in their place.
     pub(super) fn finish(&mut self, commit: &Commit, statements: &Statements, results: Option<&[OperationResult]>) {
         if results.is_some() {
+            // Its key and fingerprint are needed again; its window is bound so that the numbering stays the same.
             self.claim(commit, Duration::ZERO);
         }
         self.add(commit.namespace.as_str());
