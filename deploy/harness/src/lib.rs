@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod kafka;
 pub mod outboxd;
 pub mod postgres;
+pub mod service;
 pub mod zipf;
 
 use std::time::{Duration, Instant};

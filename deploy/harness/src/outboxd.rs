@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::{Channel, Endpoint};
 
 /// How to start it.
@@ -86,15 +87,28 @@ impl Running {
         self.child.wait().expect("the process can be waited for");
     }
 
+    /// SIGSTOP: it stands still, with everything it holds.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT: it goes on as if nothing had been.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// SIGTERM, and waits until the process has ended.
     ///
     /// # Panics
     /// When it ends with an error.
     pub fn end(mut self) {
-        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill can be run");
-        assert!(asked.success(), "the process cannot be signalled");
+        self.signal(Signal::TERM);
         let status = self.child.wait().expect("the process can be waited for");
         assert!(status.success(), "outboxd ended with {status}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process can be signalled");
     }
 
     /// User and system time that it has used so far.

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
 use super::Failure;
@@ -66,8 +67,9 @@ impl Server {
 
     /// Asks it to stop, with SIGTERM, and waits for its end.
     pub(super) async fn stop(&mut self) -> Result<ExitStatus, Failure> {
-        let pid = self.pid().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status().await?;
+        // Not by the program `kill`: a minimal system has none.
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).ok_or("the server has ended")?;
+        kill_process(pid, Signal::TERM)?;
         match tokio::time::timeout(STOPS_WITHIN, self.child.wait()).await {
             Ok(ended) => Ok(ended?),
             Err(_) => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use outbox_sdk::{Client, Disposition, NewEvent};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const OUTBOXD: &str = env!("CARGO_BIN_EXE_outboxd");
@@ -46,7 +47,7 @@ impl Dev {
 
     /// Asks it to end; returns whether it ended well.
     fn terminate(&mut self) -> bool {
-        Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         self.child.wait().unwrap().success()
     }
 
