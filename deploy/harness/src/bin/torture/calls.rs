@@ -1,0 +1,94 @@
+//! The callers: each commits and, whatever happens, tries the same request again until it is acknowledged.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use outbox_harness::zipf::Zipf;
+use outbox_proto::v1::{
+    CommandCall, CommitRequest, CommitResponse, NewEvent, Operation, Value, new_event::Payload, operation,
+    outbox_service_client::OutboxServiceClient, value::Kind,
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tonic::{Request, transport::Channel};
+use uuid::Uuid;
+
+use crate::Run;
+
+/// Makes commits until enough have been started.
+pub(crate) async fn call(run: Arc<Run>, caller: usize) {
+    let mut random = StdRng::seed_from_u64(run.seed.wrapping_add(1 + caller as u64));
+    let zipf = Zipf::new(run.options.keys);
+    let mut clients: Vec<_> = run.servers.iter().map(|s| OutboxServiceClient::new(s.channel())).collect();
+    let mut server = caller;
+    while run.started.fetch_add(1, Ordering::Relaxed) < run.options.commits {
+        server = (server + 1) % clients.len();
+        let key = zipf.draw(&mut random);
+        let request = request(&run.topic, key);
+        loop {
+            run.waiting[server].fetch_add(1, Ordering::Relaxed);
+            let answer = attempt(&mut clients[server], request.clone()).await;
+            run.waiting[server].fetch_sub(1, Ordering::Relaxed);
+            match answer {
+                Ok(answer) => {
+                    acknowledge(&run, key, &answer);
+                    break;
+                }
+                Err(status) if retryable(status.code()) => {
+                    run.retries.fetch_add(1, Ordering::Relaxed);
+                    server = (server + 1) % clients.len();
+                    tokio::time::sleep(Duration::from_millis(random.random_range(5..50))).await;
+                }
+                Err(status) => panic!("a commit was refused: {status:?}"),
+            }
+        }
+    }
+}
+
+fn retryable(code: tonic::Code) -> bool {
+    use tonic::Code;
+    // A killed server shows as UNAVAILABLE, or UNKNOWN / CANCELLED when the connection broke in mid-answer.
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::ResourceExhausted
+    )
+}
+
+async fn attempt(
+    client: &mut OutboxServiceClient<Channel>,
+    request: CommitRequest,
+) -> Result<CommitResponse, tonic::Status> {
+    let mut request = Request::new(request);
+    request.set_timeout(Duration::from_secs(10));
+    Ok(client.commit(request).await?.into_inner())
+}
+
+fn request(topic: &str, key: usize) -> CommitRequest {
+    let number = Value { kind: Some(Kind::Int(key as i64)) };
+    let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), number)].into() };
+    CommitRequest {
+        request_id: Uuid::now_v7().to_string(),
+        operations: vec![Operation { kind: Some(operation::Kind::Command(call)) }],
+        events: vec![NewEvent {
+            topic: topic.to_owned(),
+            key: Some(key.to_string().into_bytes().into()),
+            r#type: "counted".into(),
+            payload: Some(Payload::Text(format!("{{\"key\": {key}}}"))),
+            ..NewEvent::default()
+        }],
+        ..CommitRequest::default()
+    }
+}
+
+fn acknowledge(run: &Run, key: usize, answer: &CommitResponse) {
+    let id = answer.event_ids[0].parse().expect("an event id");
+    let Some(Kind::Int(n)) = answer.results[0].rows[0].values[0].kind else { panic!("no number in {answer:?}") };
+    let earlier = run.acknowledged.lock().expect("no holder panics").insert(id, (key, n));
+    assert!(earlier.is_none(), "event {id} was acknowledged twice");
+}

@@ -1,0 +1,139 @@
+//! The faults of a run: which, when, and whether they landed in mid-work.
+//!
+//! Kinds are drawn and moments spread over the commits by the seed. One fault at a time: the next one waits until what
+//! was hit works again. It deliberately does not judge the outcome: `verdict` does.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use outbox_harness::{eventually, outboxd::Running, service::Service};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use rustix::process::Signal;
+use sqlx::PgPool;
+
+use crate::{LEASE_TTL, Options, Run};
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A server is killed with SIGKILL, and started again.
+    KillServer,
+    /// A server stands still for longer than its lease, then goes on.
+    PauseServer,
+    /// The broker is killed with SIGKILL, and started again.
+    KillKafka,
+    /// Postgres stops at once, as in a power cut, and is started again.
+    CrashPostgres,
+}
+
+/// How many faults there were, and how many landed in mid-work.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Landed {
+    pub(crate) faults: usize,
+    pub(crate) landed: usize,
+}
+
+/// Who can be hit.
+pub(crate) struct Victims<'a> {
+    pub(crate) servers: &'a mut [Running],
+    pub(crate) pool: &'a PgPool,
+    pub(crate) kafka: Option<Service>,
+    pub(crate) postgres: Option<Service>,
+}
+
+impl Options {
+    /// Every fault of the run, in no order yet.
+    fn faults(&self) -> Vec<Fault> {
+        let kinds = [
+            (Fault::KillServer, self.kills),
+            (Fault::PauseServer, self.pauses),
+            (Fault::KillKafka, self.kafka_kills),
+            (Fault::CrashPostgres, self.postgres_crashes),
+        ];
+        kinds.iter().flat_map(|(fault, times)| std::iter::repeat_n(*fault, *times)).collect()
+    }
+
+    /// The services that are to be hit.
+    pub(crate) fn services(&self) -> (Option<Service>, Option<Service>) {
+        let named = |folder: &Option<PathBuf>, faults: usize, flag: &str| {
+            assert!(faults == 0 || folder.is_some(), "{flag} needs the folder of the service that is to be hit");
+            folder.clone()
+        };
+        let kafka = named(&self.kafka_folder, self.kafka_kills, "--kafka-kills");
+        let postgres = named(&self.postgres_folder, self.postgres_crashes, "--postgres-crashes");
+        (kafka.map(Service::kafka), postgres.map(Service::postgres))
+    }
+}
+
+/// Makes each fault at its moment.
+pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
+    let mut random = StdRng::seed_from_u64(run.seed);
+    let mut faults = run.options.faults();
+    faults.shuffle(&mut random);
+    let mut landed = Landed { faults: faults.len(), landed: 0 };
+    for (index, fault) in faults.iter().enumerate() {
+        let share = run.options.commits / faults.len();
+        let moment = run.options.commits * index / faults.len() + random.random_range(0..share);
+        eventually("the next fault's moment", Duration::from_secs(1_200), async || {
+            (run.started.load(Ordering::Relaxed) >= moment).then_some(())
+        })
+        .await;
+        let victim = random.random_range(0..victims.servers.len());
+        let (waiting, unsettled) = (run.waiting(), unsettled(victims.pool).await);
+        let in_mid_work = match fault {
+            Fault::KillServer | Fault::PauseServer => waiting[victim] > 0,
+            Fault::KillKafka | Fault::CrashPostgres => unsettled > 0,
+        };
+        landed.landed += usize::from(in_mid_work);
+        let began = Instant::now();
+        victims.hit(run, *fault, victim).await;
+        println!(
+            "fault {}: {fault:?} (server {victim}) after {moment} commits; callers waiting {waiting:?}, events unsettled \
+             {unsettled}; over after {:.1?}",
+            index + 1,
+            began.elapsed()
+        );
+    }
+    landed
+}
+
+impl Victims<'_> {
+    async fn hit(&mut self, run: &Run, fault: Fault, victim: usize) {
+        match fault {
+            Fault::KillServer => {
+                self.servers[victim].kill();
+                self.servers[victim] = run.servers[victim].start();
+                run.servers[victim].serving().await;
+            }
+            Fault::PauseServer => {
+                self.servers[victim].pause();
+                tokio::time::sleep(LEASE_TTL * 2).await;
+                self.servers[victim].resume();
+            }
+            Fault::KillKafka => restart(self.kafka.clone().expect("the run has one"), Signal::KILL).await,
+            Fault::CrashPostgres => {
+                restart(self.postgres.clone().expect("the run has one"), Signal::QUIT).await;
+                run.hold_open().await;
+            }
+        }
+    }
+}
+
+async fn restart(service: Service, signal: Signal) {
+    let restarted = tokio::task::spawn_blocking(move || {
+        service.kill(signal);
+        service.start(&[]);
+    });
+    restarted.await.expect("the service can be started again");
+}
+
+/// How many of the newest events are not settled.
+async fn unsettled(pool: &PgPool) -> i64 {
+    const NEWEST: &str = "
+        select count(*) from (select * from outbox.events order by position desc limit 2000) as e
+        where not outbox.is_settled(e)";
+    sqlx::query_scalar(NEWEST).fetch_one(pool).await.expect("the table can be read")
+}

@@ -1,0 +1,198 @@
+//! Commits under faults: several callers, two servers on one database, a write transaction held open all along, and
+//! servers killed and paused, the broker killed, Postgres stopped at once, at seeded random moments. Then database,
+//! acknowledgements and the Kafka log must agree:
+//!
+//! - every call was acknowledged once, after retries with the same request id (P5);
+//! - state = acknowledged calls = distinct events in the table = distinct events in Kafka (P1, P2, P3);
+//! - for each key, Kafka's first occurrences are in commit order, without a gap (P4);
+//! - repeats are at most faults × the in-flight window.
+//!
+//! Commit order is known apart from the outbox: each call counts its key's row up and is answered the number.
+
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a harness that fails says why")]
+
+mod calls;
+mod faults;
+mod verdict;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use outbox_harness::{
+    eventually, kafka,
+    outboxd::{Outboxd, Running},
+    postgres::Database,
+};
+use rand::RngExt as _;
+use sqlx::{Executor as _, PgConnection, PgPool};
+use uuid::Uuid;
+
+use self::faults::Victims;
+
+const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
+/// Of the servers' relays.
+const LEASE_TTL: Duration = Duration::from_secs(1);
+
+/// Makes faults under load and checks that nothing is lost, repeated or reordered
+#[derive(Debug, Parser)]
+struct Options {
+    /// The outboxd executable
+    #[arg(long, default_value = "target/release/outboxd")]
+    outboxd: PathBuf,
+    /// Commits in all
+    #[arg(long, default_value_t = 100_000)]
+    commits: usize,
+    /// Callers at once
+    #[arg(long, default_value_t = 32)]
+    callers: usize,
+    /// Keys, drawn by Zipf's law
+    #[arg(long, default_value_t = 200)]
+    keys: u32,
+    /// Servers killed with SIGKILL
+    #[arg(long, default_value_t = 20)]
+    kills: usize,
+    /// Servers stopped with SIGSTOP for twice their lease
+    #[arg(long, default_value_t = 0)]
+    pauses: usize,
+    /// Times that the broker is killed with SIGKILL
+    #[arg(long, default_value_t = 0)]
+    kafka_kills: usize,
+    /// The folder in which deploy/kafka/run keeps the broker of KAFKA_BOOTSTRAP_SERVERS
+    #[arg(long)]
+    kafka_folder: Option<PathBuf>,
+    /// Times that Postgres is stopped at once
+    #[arg(long, default_value_t = 0)]
+    postgres_crashes: usize,
+    /// The folder in which deploy/postgres/run keeps the cluster of DATABASE_URL
+    #[arg(long)]
+    postgres_folder: Option<PathBuf>,
+    /// Events that one fault may repeat (relay.in_flight_events_max)
+    #[arg(long, default_value_t = 2_000)]
+    window: usize,
+    /// Seed of keys, faults and moments; drawn and printed when absent
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+struct Run {
+    options: Options,
+    seed: u64,
+    topic: String,
+    database: Database,
+    servers: Vec<Outboxd>,
+    started: AtomicUsize,
+    acknowledged: Mutex<HashMap<Uuid, (usize, i64)>>,
+    /// Callers that wait for an answer, by server.
+    waiting: [AtomicUsize; 2],
+    retries: AtomicUsize,
+    /// The session whose transaction is held open.
+    holder: tokio::sync::Mutex<Option<PgConnection>>,
+}
+
+#[tokio::main]
+async fn main() {
+    let options = Options::parse();
+    let (kafka, postgres) = options.services();
+    let seed = options.seed.unwrap_or_else(|| rand::rng().random());
+    println!("seed {seed}: {options:?}");
+    let folder = std::env::temp_dir().join(format!("outboxd-torture-{}", Uuid::now_v7()));
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    let run = Arc::new(Run::prepare(options, seed, &folder).await);
+    let pool = run.database.pool().await;
+    let mut running: Vec<Running> = Vec::new();
+    for server in &run.servers {
+        running.push(server.start());
+        server.serving().await;
+    }
+
+    run.hold_open().await;
+    let start = Instant::now();
+    let callers: Vec<_> = (0..run.options.callers).map(|n| tokio::spawn(calls::call(Arc::clone(&run), n))).collect();
+    let landed = faults::strike(&run, Victims { servers: &mut running, pool: &pool, kafka, postgres }).await;
+    for caller in callers {
+        caller.await.expect("a caller ends well");
+    }
+    let elapsed = start.elapsed();
+    let retries = run.retries.load(Ordering::Relaxed);
+    println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
+    println!("{} of {} faults landed in mid-work", landed.landed, landed.faults);
+    settled(&pool, "with the write transaction still open").await;
+    run.holder.lock().await.take();
+
+    let findings = verdict::check(&run, &pool, landed).await;
+    drop(running);
+    if findings.is_empty() {
+        println!("every check held");
+        std::fs::remove_dir_all(&folder).expect("the folder can be removed");
+    } else {
+        println!("FAILED (seed {seed}; logs in {}):\n{}", folder.display(), findings.join("\n"));
+        std::process::exit(1);
+    }
+}
+
+impl Run {
+    async fn prepare(options: Options, seed: u64, folder: &std::path::Path) -> Self {
+        let database = Database::fresh().await;
+        tables(&database.pool().await, options.keys).await;
+        let topic = kafka::fresh_topic("torture", 6).await;
+        let server = |name: &str| {
+            Outboxd::new(&options.outboxd, &database.url, folder.join(name))
+                .set("catalog.dir", &folder.display().to_string())
+                .set("relay.in_flight_events_max", &options.window.to_string())
+                .set("relay.lease_ttl_ms", &LEASE_TTL.as_millis().to_string())
+        };
+        let servers = vec![server("first.log"), server("second.log")];
+        Self {
+            options,
+            seed,
+            topic,
+            database,
+            servers,
+            started: AtomicUsize::new(0),
+            acknowledged: Mutex::default(),
+            waiting: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            retries: AtomicUsize::new(0),
+            holder: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Begins the transaction that is held open: with a transaction id of its own, until every commit is acknowledged.
+    async fn hold_open(&self) {
+        let mut holder = self.database.connect().await;
+        holder.execute("begin; insert into held values (1)").await.expect("a row can be written");
+        *self.holder.lock().await = Some(holder);
+    }
+
+    /// How many callers wait, by server.
+    fn waiting(&self) -> [usize; 2] {
+        self.waiting.each_ref().map(|waiting| waiting.load(Ordering::Relaxed))
+    }
+}
+
+async fn tables(pool: &PgPool, keys: u32) {
+    let keys =
+        sqlx::AssertSqlSafe(format!("insert into counters select n, 0 from generate_series(0, {keys} - 1) as n"));
+    pool.execute("create table counters (key bigint primary key, n bigint not null)").await.expect("a table");
+    pool.execute("create table held (n bigint)").await.expect("a table");
+    pool.execute(keys).await.expect("rows");
+}
+
+async fn settled(pool: &PgPool, how: &str) {
+    let start = Instant::now();
+    eventually("every event to be settled", Duration::from_secs(300), async || {
+        let unsettled = "select count(*) from outbox.events e where not outbox.is_settled(e)";
+        let unsettled: i64 = sqlx::query_scalar(unsettled).fetch_one(pool).await.expect("the table can be read");
+        (unsettled == 0).then_some(())
+    })
+    .await;
+    println!("every event settled {:.1?} later, {how}", start.elapsed());
+}

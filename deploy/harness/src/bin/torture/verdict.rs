@@ -1,0 +1,58 @@
+//! The verdict: database, acknowledgements and the Kafka log held against each other.
+
+use std::collections::{HashMap, HashSet};
+
+use outbox_harness::kafka;
+use rdkafka::Message as _;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{Run, faults::Landed};
+
+/// What does not hold, at most 20 findings; empty when everything does.
+pub(crate) async fn check(run: &Run, pool: &PgPool, landed: Landed) -> Vec<String> {
+    let one = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(pool).await.expect("a number") };
+    let counted = one("select sum(n)::bigint from counters").await;
+    let stored = one("select count(*) from outbox.events").await;
+    let topic = run.topic.clone();
+    let log = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("the log can be read");
+    let acknowledged = run.acknowledged.lock().expect("no holder panics");
+
+    let (mut seen, mut next, mut findings) = (HashSet::new(), HashMap::<usize, i64>::new(), Vec::new());
+    for record in &log {
+        let place = format!("{}[{}]@{}", record.topic(), record.partition(), record.offset());
+        let id: Uuid = kafka::header(record, "ce_id").and_then(|id| id.parse().ok()).expect("every record has an id");
+        let Some((key, n)) = acknowledged.get(&id) else {
+            findings.push(format!("{place}: phantom event {id}"));
+            continue;
+        };
+        if !seen.insert(id) {
+            continue;
+        }
+        let expected = next.entry(*key).or_insert(1);
+        if n != expected {
+            findings.push(format!("{place}: key {key} has number {n} where {expected} is due"));
+        }
+        *expected = n + 1;
+    }
+    let repeats = log.len() - seen.len();
+    let (commits, faults, window) = (run.options.commits, landed.faults, run.options.window);
+    println!(
+        "state counts {counted}, table {stored}, acknowledged {}, Kafka {} distinct",
+        acknowledged.len(),
+        seen.len()
+    );
+    println!("repeats {repeats}, bound {} = {faults} faults × {window} in flight", faults * window);
+    let all = [counted, stored, acknowledged.len() as i64, seen.len() as i64];
+    if all.iter().any(|count| *count != commits as i64) {
+        findings.push(format!("expected {commits} everywhere, found {all:?}"));
+    }
+    if repeats > faults * window {
+        findings.push(format!("{repeats} repeats"));
+    }
+    if faults > 0 && landed.landed == 0 {
+        findings.push("no fault landed in mid-work: the run proves nothing".into());
+    }
+    findings.truncate(20);
+    findings
+}
