@@ -645,6 +645,10 @@ pub struct CommitRequest {
     /// Events to publish if and only if the commit succeeds, in this order.
     #[prost(message, repeated, tag = "4")]
     pub events: ::prost::alloc::vec::Vec<NewEvent>,
+    /// Runs everything and rolls it back: nothing is written, no event is published, and the request id is not used up.
+    /// The answer is what it would be now, with disposition VALIDATED; that of a request that was applied is REPLAYED.
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 /// One business-state change.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -683,7 +687,7 @@ pub struct CommitResponse {
     /// One event id per event, in the request's order.
     #[prost(string, repeated, tag = "4")]
     pub event_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The database's time of the transaction.
+    /// The database's time of the transaction; absent when it was only validated.
     #[prost(message, optional, tag = "5")]
     pub committed_at: ::core::option::Option<::prost_types::Timestamp>,
 }
@@ -722,6 +726,8 @@ pub enum Disposition {
     Applied = 1,
     /// An earlier call with the same request id had done so; this is its stored answer.
     Replayed = 2,
+    /// The call asked for validation only: nothing was applied.
+    Validated = 4,
 }
 impl Disposition {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -733,6 +739,7 @@ impl Disposition {
             Self::Unspecified => "DISPOSITION_UNSPECIFIED",
             Self::Applied => "DISPOSITION_APPLIED",
             Self::Replayed => "DISPOSITION_REPLAYED",
+            Self::Validated => "DISPOSITION_VALIDATED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -741,6 +748,7 @@ impl Disposition {
             "DISPOSITION_UNSPECIFIED" => Some(Self::Unspecified),
             "DISPOSITION_APPLIED" => Some(Self::Applied),
             "DISPOSITION_REPLAYED" => Some(Self::Replayed),
+            "DISPOSITION_VALIDATED" => Some(Self::Validated),
             _ => None,
         }
     }

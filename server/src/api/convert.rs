@@ -35,8 +35,8 @@ pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -
     if !faults.0.is_empty() {
         return Err(faults.0);
     }
-    let namespace = call::namespace(message.namespace);
-    Ok(Request { namespace, request_id: message.request_id, operations, events, trace })
+    let v1::CommitRequest { namespace, request_id, validate_only, .. } = message;
+    Ok(Request { namespace: call::namespace(namespace), request_id, operations, events, validate_only, trace })
 }
 
 #[derive(Default)]
@@ -153,13 +153,15 @@ pub(super) fn response(request_id: String, answer: Answer) -> Result<v1::CommitR
     let disposition = match answer.disposition {
         Disposition::Applied => v1::Disposition::Applied,
         Disposition::Replayed => v1::Disposition::Replayed,
+        Disposition::Validated => v1::Disposition::Validated,
     };
+    let committed_at = (answer.disposition != Disposition::Validated).then(|| timestamp(answer.committed_at));
     Ok(v1::CommitResponse {
         request_id,
         disposition: disposition.into(),
         results: answer.results.into_iter().map(result).collect::<Result<_, _>>()?,
         event_ids: answer.event_ids.iter().map(Uuid::to_string).collect(),
-        committed_at: Some(timestamp(answer.committed_at)),
+        committed_at,
     })
 }
 

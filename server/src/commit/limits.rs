@@ -24,9 +24,20 @@ pub struct Violation {
     pub description: String,
 }
 
+/// The faults of a request.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) found: Vec<Violation>,
+    /// Whether one of them is a fault at any time: such a request can never have been applied. The others depend on
+    /// the clock or the configuration, and an earlier attempt may have come before they arose.
+    pub(super) lasting: bool,
+    /// Prefix of the fields being checked.
+    field: String,
+}
+
 /// Every fault of a request; none means that it may go on.
-pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Vec<Violation> {
-    let mut faults = Faults { found: Vec::new(), field: String::new() };
+pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+    let mut faults = Faults::default();
     faults.text("namespace", &request.namespace, NAMESPACE_BYTES_MAX);
     faults.check("request_id", !request.request_id.is_empty(), || "is required: a UUIDv7 is the best choice".into());
     let chars = request.request_id.chars().count();
@@ -44,17 +55,17 @@ pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Ut
             faults.event(event, config, now);
         }
     }
-    faults.found
-}
-
-struct Faults {
-    found: Vec<Violation>,
-    /// Prefix of the fields being checked.
-    field: String,
+    faults
 }
 
 impl Faults {
     fn check(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
+        self.lasting |= !holds;
+        self.check_now(field, holds, description);
+    }
+
+    /// For what holds or not by the clock or the configuration.
+    fn check_now(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
         if !holds {
             let field = format!("{}{field}", self.field);
             self.found.push(Violation { field, description: description() });
@@ -62,7 +73,9 @@ impl Faults {
     }
 
     fn count(&mut self, field: &str, count: usize, max: usize) {
-        self.check(field, count <= max, || format!("has {count} elements; at most {max} are allowed in one commit"));
+        self.check_now(field, count <= max, || {
+            format!("has {count} elements; at most {max} are allowed in one commit")
+        });
     }
 
     fn no_nul(&mut self, field: &str, text: &str) {
@@ -89,7 +102,7 @@ impl Faults {
             let window = TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX));
             let time = uuid_time(id);
             self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
-            self.check("id", time.is_none_or(|time| (time - now).abs() <= window), || {
+            self.check_now("id", time.is_none_or(|time| (time - now).abs() <= window), || {
                 format!("was made more than {} s from the server's time {now}", window.num_seconds())
             });
         }
@@ -117,7 +130,7 @@ impl Faults {
     fn size(&mut self, event: &EventDraft, max: usize) {
         let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         let size = headers + event.key.as_ref().map_or(0, Vec::len) + event.data.as_ref().map_or(0, Vec::len);
-        self.check("data", size <= max, || {
+        self.check_now("data", size <= max, || {
             format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
         });
     }

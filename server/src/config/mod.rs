@@ -97,8 +97,10 @@ pub struct Catalog {
 pub struct Commit {
     /// How long a request id is remembered.
     pub request_window_hours: u32,
-    /// Commits that may wait for a connection; more are refused with RESOURCE_EXHAUSTED.
+    /// Commits that may wait for a connection, and as many for one with their request id; more are refused with RESOURCE_EXHAUSTED.
     pub queue_max: usize,
+    /// How often a commit that lost a deadlock or a serialization conflict is tried again, within its deadline.
+    pub conflict_retries_max: u32,
     /// Operations in one commit.
     pub operations_max: usize,
     /// Events in one commit.
@@ -118,6 +120,7 @@ impl Default for Commit {
         Self {
             request_window_hours: 168,
             queue_max: 1_024,
+            conflict_retries_max: 5,
             operations_max: 100,
             events_max: 10_000,
             event_bytes_max: 900 << 10,

@@ -20,6 +20,8 @@ pub struct Request {
     pub operations: Vec<CommandCall>,
     /// Events, in order.
     pub events: Vec<EventDraft>,
+    /// Whether nothing is to be written, and only said what would be.
+    pub validate_only: bool,
     /// Trace context of the call, given to every event. Not part of what makes two requests the same.
     pub trace: Option<TraceContext>,
 }
@@ -101,6 +103,8 @@ pub enum Disposition {
     Applied,
     /// An earlier call with the same request id had; this is its stored answer.
     Replayed,
+    /// Nothing was applied, as asked; this is what would have been.
+    Validated,
 }
 
 /// The answer of a commit.

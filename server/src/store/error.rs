@@ -176,6 +176,11 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
 }
 
 impl Error {
+    /// Whether the database may say so of a statement before it has run any of it.
+    pub(super) fn may_precede_claim(&self) -> bool {
+        matches!(self, Self::BadValue { .. } | Self::Rejected { .. } | Self::Constraint { .. } | Self::Internal(_))
+    }
+
     /// The pause to recommend, for errors that a retry may cure.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

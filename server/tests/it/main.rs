@@ -15,6 +15,7 @@ mod relay_faults;
 mod relay_flush;
 mod relay_share;
 mod relay_snapshot;
+mod retry;
 mod support;
 mod tidy;
 mod trace;

@@ -206,7 +206,6 @@ fn request(topic: &str, key: usize) -> CommitRequest {
     let number = Value { kind: Some(Kind::Int(key as i64)) };
     let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), number)].into() };
     CommitRequest {
-        namespace: String::new(),
         request_id: Uuid::now_v7().to_string(),
         operations: vec![Operation { kind: Some(operation::Kind::Command(call)) }],
         events: vec![NewEvent {
@@ -216,6 +215,7 @@ fn request(topic: &str, key: usize) -> CommitRequest {
             payload: Some(Payload::Text(format!("{{\"key\": {key}}}"))),
             ..NewEvent::default()
         }],
+        ..CommitRequest::default()
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments, postgres::types::PgInterval};
 
-use super::Commit;
+use super::{Claim, Commit};
 use crate::{
     catalog::{Catalog, Command},
     model::{commit::OperationResult, event::NewEvent},
@@ -172,9 +172,9 @@ impl Arguments {
         }
     }
 
-    pub(super) fn claim(&mut self, commit: &Commit, window: Duration) {
-        self.add(commit.request_key);
-        self.add(commit.fingerprint.as_slice());
+    pub(super) fn claim(&mut self, claim: &Claim, window: Duration) {
+        self.add(claim.request_key);
+        self.add(claim.fingerprint.as_slice());
         self.add(interval(window));
     }
 
@@ -183,7 +183,7 @@ impl Arguments {
     pub(super) fn finish(&mut self, commit: &Commit, statements: &Statements, results: Option<&[OperationResult]>) {
         if results.is_some() {
             // Its key and fingerprint are needed again; its window is bound so that the numbering stays the same.
-            self.claim(commit, Duration::ZERO);
+            self.claim(&commit.claim, Duration::ZERO);
         }
         self.add(commit.namespace.as_str());
         self.add(commit.request_id.as_str());

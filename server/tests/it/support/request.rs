@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// A commit with a fresh request id.
 pub(crate) fn commit(operations: Vec<Operation>, events: Vec<NewEvent>) -> CommitRequest {
-    CommitRequest { namespace: String::new(), request_id: Uuid::now_v7().to_string(), operations, events }
+    CommitRequest { request_id: Uuid::now_v7().to_string(), operations, events, ..CommitRequest::default() }
 }
 
 pub(crate) fn call<const N: usize>(name: &str, parameters: [(&str, Kind); N]) -> Operation {

@@ -87,18 +87,29 @@ impl Server {
     pub(crate) async fn at(url: String, database: Option<Arc<Database>>, change: impl FnOnce(&mut Config)) -> Self {
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("the database can be reached");
         pool.execute(SCHEMA).await.expect("the schema can be made");
-        Self::on(url, database, pool, change).await
+        Self::on(url, database, pool, CATALOG, change).await
     }
 
     /// One more server on the same database.
     pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
-        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), change).await
+        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), CATALOG, change).await
     }
 
-    async fn on(url: String, database: Option<Arc<Database>>, pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
+    /// The same with another catalog.
+    pub(crate) async fn beside_with_catalog(&self, commands: &str) -> Self {
+        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), commands, |_| {}).await
+    }
+
+    async fn on(
+        url: String,
+        database: Option<Arc<Database>>,
+        pool: PgPool,
+        commands: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let catalog = std::env::temp_dir().join(format!("outboxd-catalog-{}", Uuid::now_v7()));
         fs::create_dir(&catalog).expect("a folder can be made");
-        fs::write(catalog.join("test.sql"), CATALOG).expect("a file can be written");
+        fs::write(catalog.join("test.sql"), commands).expect("a file can be written");
 
         let mut config = Config::default();
         config.database.url.clone_from(&url);
