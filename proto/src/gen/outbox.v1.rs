@@ -649,6 +649,27 @@ pub struct CommitRequest {
     /// The answer is what it would be now, with disposition VALIDATED; that of a request that was applied is REPLAYED.
     #[prost(bool, tag = "5")]
     pub validate_only: bool,
+    /// The event that this request is a consumer's answer to. It is marked as handled in the same transaction; when it has
+    /// been before, nothing is applied, and the answer is the one stored with the mark (disposition DUPLICATE).
+    #[prost(message, optional, tag = "6")]
+    pub consume: ::core::option::Option<Consume>,
+}
+/// An event as one consumer handles it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Consume {
+    /// The handler's own name, up to 128 bytes: each consumer handles each event once.
+    #[prost(string, tag = "1")]
+    pub consumer: ::prost::alloc::string::String,
+    /// The event's CloudEvents `source`, within which its id is unique.
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    /// The event's id, a UUID.
+    #[prost(string, tag = "3")]
+    pub event_id: ::prost::alloc::string::String,
+    /// The event's own time, the same at each delivery. An event older than the server's window (7 days unless configured)
+    /// is refused (`EVENT_TOO_OLD`) unless it is known to be handled.
+    #[prost(message, optional, tag = "4")]
+    pub event_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// One business-state change.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -726,6 +747,8 @@ pub enum Disposition {
     Applied = 1,
     /// An earlier call with the same request id had done so; this is its stored answer.
     Replayed = 2,
+    /// This consumer has handled this event in another request; this is the answer stored with its mark.
+    Duplicate = 3,
     /// The call asked for validation only: nothing was applied.
     Validated = 4,
 }
@@ -739,6 +762,7 @@ impl Disposition {
             Self::Unspecified => "DISPOSITION_UNSPECIFIED",
             Self::Applied => "DISPOSITION_APPLIED",
             Self::Replayed => "DISPOSITION_REPLAYED",
+            Self::Duplicate => "DISPOSITION_DUPLICATE",
             Self::Validated => "DISPOSITION_VALIDATED",
         }
     }
@@ -748,6 +772,7 @@ impl Disposition {
             "DISPOSITION_UNSPECIFIED" => Some(Self::Unspecified),
             "DISPOSITION_APPLIED" => Some(Self::Applied),
             "DISPOSITION_REPLAYED" => Some(Self::Replayed),
+            "DISPOSITION_DUPLICATE" => Some(Self::Duplicate),
             "DISPOSITION_VALIDATED" => Some(Self::Validated),
             _ => None,
         }

@@ -12,7 +12,7 @@ use super::call;
 use crate::{
     commit::Violation,
     model::{
-        commit::{Answer, CommandCall, Disposition, EventDraft, OperationResult, Request},
+        commit::{Answer, CommandCall, Consume, Disposition, EventDraft, OperationResult, Request},
         event::TraceContext,
         value::{SqlType, Value, ValueError},
     },
@@ -32,11 +32,13 @@ pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -
     let operations = operations.map(|(index, o)| faults.call(&format!("operations[{index}]"), o)).collect();
     let events = message.events.into_iter().enumerate();
     let events = events.map(|(index, event)| faults.event(index, event)).collect();
+    let consume = message.consume.and_then(|consume| faults.consume(consume));
     if !faults.0.is_empty() {
         return Err(faults.0);
     }
     let v1::CommitRequest { namespace, request_id, validate_only, .. } = message;
-    Ok(Request { namespace: call::namespace(namespace), request_id, operations, events, validate_only, trace })
+    let namespace = call::namespace(namespace);
+    Ok(Request { namespace, request_id, operations, events, consume, validate_only, trace })
 }
 
 #[derive(Default)]
@@ -62,6 +64,23 @@ impl Faults {
             parameters.insert(name, value.unwrap_or(Value::Null));
         }
         CommandCall { name: call.name, parameters }
+    }
+
+    fn consume(&mut self, consume: v1::Consume) -> Option<Consume> {
+        let event_id = Uuid::try_parse(&consume.event_id).ok();
+        if event_id.is_none() {
+            self.add("consume.event_id".into(), format!("`{}` is not a UUID", consume.event_id));
+        }
+        let event_time = consume.event_time.and_then(time);
+        if event_time.is_none() {
+            self.add("consume.event_time".into(), "is required, and a valid timestamp: the event's own time");
+        }
+        Some(Consume {
+            consumer: consume.consumer,
+            source: consume.source,
+            event_id: event_id?,
+            event_time: event_time?,
+        })
     }
 
     fn event(&mut self, index: usize, event: v1::NewEvent) -> EventDraft {
@@ -153,6 +172,7 @@ pub(super) fn response(request_id: String, answer: Answer) -> Result<v1::CommitR
     let disposition = match answer.disposition {
         Disposition::Applied => v1::Disposition::Applied,
         Disposition::Replayed => v1::Disposition::Replayed,
+        Disposition::Duplicate => v1::Disposition::Duplicate,
         Disposition::Validated => v1::Disposition::Validated,
     };
     let committed_at = (answer.disposition != Disposition::Validated).then(|| timestamp(answer.committed_at));

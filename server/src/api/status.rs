@@ -156,6 +156,11 @@ pub(super) fn store(error: &store::Error) -> Status {
         E::EventIdOutOfRange => {
             reply(Code::InvalidArgument, "EVENT_ID_OUT_OF_RANGE", "an event id's time is too far from the database's")
         }
+        E::EventTooOld => reply(
+            Code::FailedPrecondition,
+            "EVENT_TOO_OLD",
+            "the event is older than marks are kept: whether this consumer has handled it is not known any more",
+        ),
         E::Constraint { kind, name, operation } => constraint(*kind, name).operation(*operation),
         E::BadValue { code, operation } => reply(
             Code::InvalidArgument,

@@ -7,7 +7,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{
-    commit::{CommandCall, EventDraft, Request},
+    commit::{CommandCall, Consume, EventDraft, Request},
     value::Value,
 };
 
@@ -24,6 +24,9 @@ pub fn of(request: &Request) -> [u8; 32] {
     hash.length(request.events.len());
     for event in &request.events {
         hash.event(event);
+    }
+    if let Some(consume) = &request.consume {
+        hash.consume(consume);
     }
     hash.0.finalize().into()
 }
@@ -75,6 +78,13 @@ impl Hash {
         self.optional(event.time.map(|t| t.timestamp_micros().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
     }
 
+    fn consume(&mut self, consume: &Consume) {
+        self.bytes(consume.consumer.as_bytes());
+        self.bytes(consume.source.as_bytes());
+        self.bytes(consume.event_id.as_bytes());
+        self.bytes(&consume.event_time.timestamp_micros().to_le_bytes());
+    }
+
     fn value(&mut self, value: &Value) {
         match value {
             Value::Null => self.tag(0),
@@ -122,6 +132,11 @@ mod tests {
         }
     }
 
+    fn consume() -> Consume {
+        let event_time = chrono::DateTime::UNIX_EPOCH;
+        Consume { consumer: "c".into(), source: "s".into(), event_id: uuid::Uuid::nil(), event_time }
+    }
+
     #[test]
     fn every_part_of_a_request_counts() {
         let change = |change: fn(&mut Request)| {
@@ -141,6 +156,9 @@ mod tests {
             change(|r| r.events[0].data = Some(vec![])),
             change(|r| r.events[0].subject = Some(String::new())),
             change(|r| r.events[0].topic.push('x')),
+            change(|r| r.consume = Some(consume())),
+            change(|r| r.consume = Some(Consume { consumer: "d".into(), ..consume() })),
+            change(|r| r.consume = Some(Consume { event_id: uuid::Uuid::max(), ..consume() })),
             change(|r| drop(r.events[0].headers.insert("a".into(), "b".into()))),
         ];
         let distinct: std::collections::HashSet<_> = prints.iter().collect();

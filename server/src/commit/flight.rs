@@ -1,7 +1,7 @@
 //! One flight per request in this process: whoever sends what is under way already waits for its outcome.
 //!
-//! A storm of retries of one request would else fill every connection with callers that wait for each other in the
-//! database. Invariant: at most one commit of a key is under way here; its outcome is told to everyone who came while
+//! A storm of retries of one request, or of deliveries of one event, would else fill every connection with callers that
+//! wait for each other in the database. Invariant: at most one commit of a key is under way here; its outcome is told to everyone who came while
 //! it was. The claim in the database remains the guard against other processes, and is what makes a request apply
 //! once; this only saves connections.
 
@@ -33,11 +33,16 @@ pub(super) type Outcome = Result<Answer, Arc<Error>>;
 pub(super) struct Passenger {
     pub(super) request_key: Uuid,
     pub(super) fingerprint: [u8; 32],
+    /// Whether it handles an event: then its flight is everyone's who handles the same.
+    pub(super) consumes: bool,
 }
+
+/// The flights under way, by key: who leads each, and where its outcome is told.
+type UnderWay = HashMap<Uuid, (Passenger, watch::Receiver<Option<Outcome>>)>;
 
 /// All flights of this process.
 pub(super) struct Flights {
-    under_way: Mutex<HashMap<Uuid, (Passenger, watch::Receiver<Option<Outcome>>)>>,
+    under_way: Mutex<UnderWay>,
     waiting: AtomicUsize,
     waiting_max: usize,
 }
@@ -94,7 +99,7 @@ impl Flights {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, (Passenger, watch::Receiver<Option<Outcome>>)>> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -121,7 +126,12 @@ impl Follower {
             Err(_) => return Some(Err(Arc::new(store::Error::DeadlineExceeded.into()))),
         };
         let same = self.leader == self.passenger;
+        let handled = |answer: &Answer| {
+            let elsewhere = self.leader.request_key != self.passenger.request_key;
+            self.passenger.consumes && (elsewhere || answer.disposition == Disposition::Duplicate)
+        };
         match told {
+            Ok(answer) if handled(&answer) => Some(Ok(Answer { disposition: Disposition::Duplicate, ..answer })),
             Ok(answer) if same => Some(Ok(Answer { disposition: Disposition::Replayed, ..answer })),
             Ok(_) => Some(Err(Arc::new(store::Error::RequestIdReused.into()))),
             // Its leader had less time than this caller may have.

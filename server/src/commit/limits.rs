@@ -5,7 +5,7 @@ use outbox_proto::record;
 
 use crate::{
     config,
-    model::commit::{EventDraft, Request, uuid_time},
+    model::commit::{Consume, EventDraft, Request, uuid_time},
 };
 
 const NAMESPACE_BYTES_MAX: usize = 64;
@@ -14,6 +14,7 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 const TOPIC_CHARS_MAX: usize = 249;
 const ATTRIBUTE_BYTES_MAX: usize = 1_024;
 const HEADERS_MAX: usize = 64;
+const CONSUMER_BYTES_MAX: usize = 128;
 
 /// A fault of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,13 @@ pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Ut
     });
     faults.no_nul("request_id", &request.request_id);
     let (operations, events) = (request.operations.len(), request.events.len());
-    faults.check("operations", operations + events > 0, || "the request has neither operations nor events".into());
+    let empty = operations + events == 0 && request.consume.is_none();
+    faults.check("operations", !empty, || "the request has neither operations nor events".into());
+    if let Some(consume) = &request.consume {
+        faults.field = "consume.".into();
+        faults.consume(consume, config, now);
+        faults.field.clear();
+    }
     faults.count("operations", operations, config.operations_max);
     faults.count("events", events, config.events_max);
     if events <= config.events_max {
@@ -89,6 +96,17 @@ impl Faults {
         });
     }
 
+    fn consume(&mut self, consume: &Consume, config: &config::Commit, now: DateTime<Utc>) {
+        self.check("consumer", !consume.consumer.is_empty(), || "is required: the handler's own name".into());
+        self.text("consumer", &consume.consumer, CONSUMER_BYTES_MAX);
+        self.check("source", !consume.source.is_empty(), || "is required: the event's `source`".into());
+        self.text("source", &consume.source, ATTRIBUTE_BYTES_MAX);
+        let window = clock_window(config);
+        self.check_now("event_time", consume.event_time - now <= window, || {
+            format!("is more than {} s ahead of the server's time {now}", window.num_seconds())
+        });
+    }
+
     fn event(&mut self, event: &EventDraft, config: &config::Commit, now: DateTime<Utc>) {
         self.topic(&event.topic);
         self.check("type", !event.event_type.is_empty(), || "is required, such as `user.activated`".into());
@@ -99,7 +117,7 @@ impl Faults {
         self.headers(event);
         self.size(event, config.event_bytes_max);
         if let Some(id) = &event.id {
-            let window = TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX));
+            let window = clock_window(config);
             let time = uuid_time(id);
             self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
             self.check_now("id", time.is_none_or(|time| (time - now).abs() <= window), || {
@@ -134,4 +152,8 @@ impl Faults {
             format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
         });
     }
+}
+
+fn clock_window(config: &config::Commit) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX))
 }

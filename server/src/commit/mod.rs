@@ -97,13 +97,14 @@ impl Committer {
     /// Dropping the future before a connection is free does nothing; after that the commit runs to its end.
     pub async fn commit(&self, request: Request, deadline: Instant) -> Outcome {
         let plan = self.0.plan(request)?;
-        let claim = *plan.claim();
-        let passenger = Passenger { request_key: claim.request_key, fingerprint: claim.fingerprint };
+        let Claim { namespace, request_key, fingerprint, consume } = plan.claim();
+        let key = consume.as_ref().map_or(*request_key, |consume| consume.key(namespace));
+        let passenger = Passenger { request_key: *request_key, fingerprint: *fingerprint, consumes: consume.is_some() };
         if plan.is_dry() {
             return self.lead(None, plan, deadline).await;
         }
         loop {
-            match self.0.flights.board(claim.request_key, passenger).map_err(Error::from)? {
+            match self.0.flights.board(key, passenger).map_err(Error::from)? {
                 Boarding::Lead(flight) => return self.lead(Some(flight), plan, deadline).await,
                 Boarding::Follow(follower) => {
                     if let Some(outcome) = follower.outcome(deadline).await {
@@ -167,31 +168,35 @@ impl Inner {
             return Err(Error::Invalid(faults.found));
         }
         let key = RequestKey::new(&request.namespace, &request.request_id);
-        let claim = Claim { request_key: key.key, fingerprint: fingerprint::of(&request) };
-        let prepared = match faults.found.as_slice() {
-            [] => self.prepare(request, key, claim, now),
+        let claim = Claim {
+            namespace: request.namespace.clone(),
+            request_key: key.key,
+            fingerprint: fingerprint::of(&request),
+            consume: request.consume.clone(),
+        };
+        let operations = match faults.found.as_slice() {
+            [] => self.prepare(&request, key, now),
             _ => Err(Error::Invalid(faults.found)),
         };
-        Ok(prepared.map_or_else(|refusal| Plan::Refuse(claim, refusal), Plan::Commit))
+        Ok(match operations {
+            Ok(operations) => Plan::Commit(self.complete(request, claim, operations, now)),
+            Err(refusal) => Plan::Refuse(claim, refusal),
+        })
     }
 
-    fn prepare(&self, request: Request, key: RequestKey, claim: Claim, now: DateTime<Utc>) -> Result<Commit, Error> {
+    fn prepare(&self, request: &Request, key: RequestKey, now: DateTime<Utc>) -> Result<Vec<Operation>, Error> {
         let window_hours = self.config.request_window_hours;
         if key.made_at.is_some_and(|made_at| made_at < now - chrono::Duration::hours(i64::from(window_hours))) {
             return Err(Error::RequestExpired { window_hours });
         }
-        let operations = self.bind(&request)?;
+        self.bind(request)
+    }
+
+    fn complete(&self, request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
         let (source, trace) = (&self.config.default_source, &request.trace);
         let events =
             request.events.into_iter().map(|event| draft::complete(event, source, trace.as_ref(), now)).collect();
-        Ok(Commit {
-            claim,
-            namespace: request.namespace,
-            request_id: request.request_id,
-            operations,
-            events,
-            validate_only: request.validate_only,
-        })
+        Commit { claim, request_id: request.request_id, operations, events, validate_only: request.validate_only }
     }
 
     fn bind(&self, request: &Request) -> Result<Vec<Operation>, Error> {

@@ -97,6 +97,8 @@ pub struct Catalog {
 pub struct Commit {
     /// How long a request id is remembered.
     pub request_window_hours: u32,
+    /// How old an event may be that a request handles: marks are kept from its time on.
+    pub consume_window_hours: u32,
     /// Commits that may wait for a connection, and as many for one with their request id; more are refused with RESOURCE_EXHAUSTED.
     pub queue_max: usize,
     /// How often a commit that lost a deadlock or a serialization conflict is tried again, within its deadline.
@@ -119,6 +121,7 @@ impl Default for Commit {
     fn default() -> Self {
         Self {
             request_window_hours: 168,
+            consume_window_hours: 168,
             queue_max: 1_024,
             conflict_retries_max: 5,
             operations_max: 100,

@@ -38,7 +38,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 20] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 21] {
         let (grpc, database, commit, relay) = (&self.grpc, &self.database, &self.commit, &self.relay);
         let day_ms = 86_400_000;
         [
@@ -49,6 +49,7 @@ impl Config {
             ("database.read_connections", database.read_connections.into(), 1, 1_000),
             ("database.connect_timeout_ms", database.connect_timeout_ms, 1, day_ms),
             ("commit.request_window_hours", commit.request_window_hours.into(), 1, 24 * 366),
+            ("commit.consume_window_hours", commit.consume_window_hours.into(), 1, commit.request_window_hours.into()),
             ("commit.queue_max", commit.queue_max as u64, 1, 1 << 20),
             ("commit.conflict_retries_max", commit.conflict_retries_max.into(), 0, 100),
             ("commit.operations_max", commit.operations_max as u64, 1, 10_000),

@@ -44,6 +44,9 @@ pub enum Error {
     /// An event's id lies outside the time for which there are partitions.
     #[error("an event id lies outside the time the store has partitions for")]
     EventIdOutOfRange,
+    /// An event to be handled is older than marks are kept, and not known to be handled.
+    #[error("the event is older than marks are kept")]
+    EventTooOld,
     /// An operation broke a constraint of the operator's tables.
     #[error("operation broke {kind:?} constraint {name:?}")]
     Constraint {
@@ -109,6 +112,8 @@ pub enum ConstraintKind {
 pub enum Failure {
     /// The claim found an answer: read it.
     Answered,
+    /// The claim found the mark of another request on its event: read that one's answer.
+    Handled,
     /// The connection is lost and with it the knowledge of what happened: claim again.
     Lost(Source),
     /// Final, or for the caller to retry.
@@ -135,7 +140,7 @@ impl Failure {
         match self {
             Self::Lost(source) => Error::Unavailable(source),
             Self::Final(error) => error,
-            Self::Answered => Error::Internal("a request was found answered outside a claim".into()),
+            Self::Answered | Self::Handled => Error::Internal("a request was found answered outside a claim".into()),
         }
     }
 }
@@ -149,11 +154,14 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
     Failure::Final(match code.as_str() {
         "OB001" => return Failure::Answered,
         "OB002" => Error::RequestIdReused,
+        "OB004" => return Failure::Handled,
+        "OB005" => Error::EventTooOld,
         "OB003" => match error.detail().and_then(|detail| serde_json::from_str(detail).ok()) {
             Some(rows) => Error::RowCount(rows),
             None => Error::Internal(error.into()),
         },
         "23505" if ours => Error::EventIdExists,
+        "23514" if ours && error.constraint().is_none() && error.table() == Some("marks") => Error::EventTooOld,
         "23514" if ours && error.constraint().is_none() => Error::EventIdOutOfRange,
         _ if ours => Error::Internal(error.into()),
         "23505" | "23P01" => constraint(ConstraintKind::Unique),

@@ -7,6 +7,7 @@
 mod bad_input;
 mod catalog;
 mod commit;
+mod consume;
 mod demo;
 mod emit;
 mod outage;

@@ -150,20 +150,24 @@ async fn a_follower_with_another_body_is_refused_and_one_with_more_time_goes_on(
 async fn the_victim_of_a_deadlock_is_tried_again_by_the_server() {
     let server = Server::start().await;
     let stubborn = server.beside(|config| config.commit.conflict_retries_max = 0).await;
-    let crossing = |server: &Server, first: &'static str, then: &'static str| {
-        let mut client = server.outbox();
-        let operations = vec![slow_add(first, 0.5), add(then, 1)];
-        tokio::spawn(async move { client.commit(commit(operations, vec![])).await })
+    // The first is asleep with its first row locked when the second locks the other, so they cross.
+    let crossing = async |answering: &Server, one: &str, two: &str| {
+        let send = |operations| {
+            let mut client = answering.outbox();
+            tokio::spawn(async move { client.commit(commit(operations, vec![])).await })
+        };
+        let first = send(vec![add(one, 1), slow_add("a9", 1.0), add(two, 1)]);
+        server.until_sleeping(true).await;
+        let second = send(vec![add(two, 1), add(one, 1)]);
+        join_all([first, second]).await
     };
-    let both = [crossing(&server, "a1", "a2"), crossing(&server, "a2", "a1")];
-    for answer in join_all(both).await {
+    for answer in crossing(&server, "a1", "a2").await {
         let answer = answer.expect("no panic").expect("both are applied in the end").into_inner();
         assert_eq!(answer.disposition(), Disposition::Applied);
     }
     assert_eq!((server.balance("a1").await, server.balance("a2").await), (102, 102));
 
-    let both = [crossing(&stubborn, "a3", "a4"), crossing(&stubborn, "a4", "a3")];
-    let answers = join_all(both).await;
+    let answers = crossing(&stubborn, "a3", "a4").await;
     let refused: Vec<_> =
         answers.iter().filter_map(|answer| answer.as_ref().expect("no panic").as_ref().err()).collect();
     assert_eq!(refused.len(), 1, "without retries one of them is told");

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use crate::{
-    model::commit::{Answer, Disposition},
+    model::commit::{Answer, Consume, Disposition},
     store::{Error, Failure},
 };
 
@@ -28,6 +28,30 @@ pub(in crate::store) async fn find(
     .await
     .map_err(read)?;
     row.map(|row| answer(&row, Disposition::Replayed, row.try_get("event_ids").map_err(read)?)).transpose()
+}
+
+/// The answer stored with a consumer's mark.
+pub(super) async fn find_handled(
+    connection: &mut PgConnection,
+    namespace: &str,
+    consume: &Consume,
+) -> Result<Option<Answer>, Failure> {
+    let row = sqlx::query(
+        "select r.results, r.event_ids, r.arrived_at as committed_at
+         from outbox.consumers c
+         join outbox.marks m on m.consumer = c.id and m.event_id = $4
+         join outbox.requests r on r.request_key = m.request_key and r.arrived_at >= m.marked_at
+         where c.namespace = $1 and c.consumer = $2 and c.source = $3
+         order by r.arrived_at limit 1",
+    )
+    .bind(namespace)
+    .bind(&consume.consumer)
+    .bind(&consume.source)
+    .bind(consume.event_id)
+    .fetch_optional(connection)
+    .await
+    .map_err(read)?;
+    row.map(|row| answer(&row, Disposition::Duplicate, row.try_get("event_ids").map_err(read)?)).transpose()
 }
 
 /// An answer out of the row of `results` and `committed_at` that ends a commit.

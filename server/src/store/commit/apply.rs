@@ -7,7 +7,7 @@ use sqlx::{Connection as _, PgConnection, Row as _, types::Json};
 
 use super::{
     Claim, Commit, Inner, Operation,
-    answer::{answer, find},
+    answer::{answer, find, find_handled},
     statement::{self, Arguments},
 };
 use crate::{
@@ -35,24 +35,36 @@ impl Inner {
             _ => self.transaction(connection, commit).await,
         };
         match applied {
-            Err(Failure::Answered) => self.stored(connection, &commit.claim).await,
+            Err(found @ (Failure::Answered | Failure::Handled)) => self.stored(connection, &commit.claim, found).await,
             other => other.map_err(|failure| self.name_row_limit(failure, commit)),
         }
     }
 
     /// Claims a request and nothing more: waits for whoever is running it, then reads its answer, if it has one.
     pub(super) async fn settle(&self, connection: &mut PgConnection, claim: &Claim) -> Result<Option<Answer>, Failure> {
-        match self.claim(connection, claim).await {
+        match self.look(connection, claim).await {
             Ok(()) => Ok(None),
-            Err(Failure::Answered) => self.stored(connection, claim).await.map(Some),
+            Err(found @ (Failure::Answered | Failure::Handled)) => {
+                self.stored(connection, claim, found).await.map(Some)
+            }
             Err(failure) => Err(failure),
         }
     }
 
+    /// Claims a request for no longer than it takes to see that it has no answer, and leaves no mark.
+    async fn look(&self, connection: &mut PgConnection, claim: &Claim) -> Result<(), Failure> {
+        let mut transaction = connection.begin().await.map_err(plain)?;
+        let looked = self.claim(&mut transaction, claim).await;
+        if !matches!(looked, Err(Failure::Lost(_))) {
+            transaction.rollback().await.map_err(plain)?;
+        }
+        looked
+    }
+
     async fn claim(&self, connection: &mut PgConnection, claim: &Claim) -> Result<(), Failure> {
         let mut arguments = Arguments::default();
-        arguments.claim(claim, self.window);
-        let query = sqlx::query_with(self.statements.claim(), arguments.into_inner());
+        arguments.claim(claim, self.windows);
+        let query = sqlx::query_with(self.statements.claim(claim), arguments.into_inner());
         query.execute(connection).await.map(drop).map_err(plain)
     }
 
@@ -65,13 +77,13 @@ impl Inner {
     ) -> Result<Answer, Failure> {
         let mut arguments = Arguments::default();
         let sql = match operation {
-            None => self.statements.events_only(),
+            None => self.statements.events_only(&commit.claim),
             Some(operation) => {
                 arguments.texts(&operation.arguments);
-                self.statements.fused(&operation.command)
+                self.statements.fused(&operation.command, &commit.claim)
             }
         };
-        arguments.claim(&commit.claim, self.window);
+        arguments.claim(&commit.claim, self.windows);
         arguments.finish(commit, &self.statements, None);
         match sqlx::query_with(sql, arguments.into_inner()).fetch_one(&mut *connection).await {
             Ok(row) => answer(&row, Disposition::Applied, commit.event_ids()),
@@ -79,7 +91,7 @@ impl Inner {
                 // Planning comes before any claim, and may refuse a statement that the catalog or the schema has
                 // changed under, or compute what it can: the request may have been answered long ago.
                 Failure::Final(error) if error.may_precede_claim() => {
-                    self.claim(connection, &commit.claim).await?;
+                    self.look(connection, &commit.claim).await?;
                     Err(Failure::Final(error))
                 }
                 failure => Err(failure),
@@ -145,9 +157,14 @@ impl Inner {
         })
     }
 
-    /// The answer that a claim has found.
-    async fn stored(&self, connection: &mut PgConnection, claim: &Claim) -> Result<Answer, Failure> {
-        let stored = find(connection, claim.request_key, self.window).await?;
+    /// The answer that a claim has found: the request's own, or the one stored with the mark.
+    async fn stored(&self, connection: &mut PgConnection, claim: &Claim, found: Failure) -> Result<Answer, Failure> {
+        if let (Failure::Handled, Some(consume)) = (found, &claim.consume) {
+            let stored = find_handled(connection, &claim.namespace, consume).await?;
+            // Marks are kept a little longer than they count; the answer may have gone before its mark.
+            return stored.ok_or(Failure::Final(Error::EventTooOld));
+        }
+        let stored = find(connection, claim.request_key, self.windows.request).await?;
         stored.ok_or_else(|| Failure::Final(Error::Internal("an answered request has no stored answer".into())))
     }
 

@@ -29,19 +29,26 @@ use super::{Error, Failure, session::Connector};
 use crate::{
     catalog::Command,
     config,
-    model::{commit::Answer, event::NewEvent},
+    model::{
+        commit::{Answer, Consume},
+        event::NewEvent,
+    },
 };
 
 /// The longest pause before a first retry of a conflict; it doubles with each further one.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a request is remembered under, and what its body is recognised by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
+    /// Tenant.
+    pub namespace: String,
     /// Stands for namespace and request id.
     pub request_key: Uuid,
     /// Of the request's body.
     pub fingerprint: [u8; 32],
+    /// The event to mark as handled.
+    pub consume: Option<Consume>,
 }
 
 /// One commit, ready to run.
@@ -49,8 +56,6 @@ pub struct Claim {
 pub struct Commit {
     /// Its claim.
     pub claim: Claim,
-    /// Tenant.
-    pub namespace: String,
     /// The caller's name for it.
     pub request_id: String,
     /// Business-state changes, in order.
@@ -77,10 +82,18 @@ pub struct Executor(Arc<Inner>);
 struct Inner {
     connections: Connections,
     statements: Statements,
-    /// How long a request id is remembered.
-    window: Duration,
+    windows: Windows,
     /// How often a commit that was given up for another one is tried again.
     conflict_retries_max: u32,
+}
+
+/// How long what was done is remembered.
+#[derive(Clone, Copy)]
+struct Windows {
+    /// Request ids and their answers, from their arrival on.
+    request: Duration,
+    /// Marks, from their event's time on.
+    consume: Duration,
 }
 
 impl Executor {
@@ -94,7 +107,10 @@ impl Executor {
         Self(Arc::new(Inner {
             connections: Connections::new(connector, database.commit_connections as usize, commit.queue_max),
             statements,
-            window: Duration::from_secs(u64::from(commit.request_window_hours) * 3_600),
+            windows: Windows {
+                request: Duration::from_secs(u64::from(commit.request_window_hours) * 3_600),
+                consume: Duration::from_secs(u64::from(commit.consume_window_hours) * 3_600),
+            },
             conflict_retries_max: commit.conflict_retries_max,
         }))
     }
@@ -174,7 +190,7 @@ impl Inner {
                     lease.put_back();
                     return Err(error);
                 }
-                Err(Failure::Answered) => unreachable!("an attempt reads the answer itself"),
+                Err(Failure::Answered | Failure::Handled) => unreachable!("an attempt reads the answer itself"),
             }
         }
     }
