@@ -1,8 +1,8 @@
--- The write API made whole: marks of consumed events.
+-- The write API made whole: marks of consumed events, and documents.
 --
 -- consumers   a small number for each namespace, consumer and source
 -- marks       which consumer has handled which event, and in which request; partitioned by the event's time
-
+-- documents   versioned JSON values by collection and id
 create table outbox.consumers (
     id        integer generated always as identity primary key,
     namespace text    not null,
@@ -82,3 +82,134 @@ end
 $$;
 
 select outbox.make_mark_partitions(interval '168 hours');
+
+-- Documents: versioned JSON values by collection and id.
+--
+-- Versions come from one sequence, so that none is used twice: not by another document, and not by one that is put
+-- again after it was deleted. A caller who compares versions can never take a new document for the old one.
+create sequence outbox.document_versions as bigint cache 1;
+
+create table outbox.documents (
+    namespace  text        not null,
+    collection text        not null check (octet_length(collection) between 1 and 128),
+    -- By bytes, so that lists have one order, whatever the database's language, and a prefix is a range of it.
+    id         text        not null collate "C" check (octet_length(id) between 1 and 512),
+    version    bigint      not null,
+    value      jsonb       not null,
+    created_at timestamptz not null,
+    updated_at timestamptz not null,
+    primary key (namespace, collection, id)
+);
+
+-- The document as it is when the running transaction holds its name: locked by name, so that one that does not exist
+-- can be locked too. Holds it against the precondition: OB006 when its version is not `p_version`, OB007 when it must
+-- exist and does not, OB008 when it must not and does; each with the actual version in its detail.
+create function outbox.lock_document(
+    p_namespace text, p_collection text, p_id text, p_version bigint, p_exists boolean
+) returns outbox.documents
+language plpgsql volatile as $$
+declare
+    v_document outbox.documents;
+begin
+    perform pg_advisory_xact_lock(hashtextextended(p_namespace || E'\n' || p_collection || E'\n' || p_id, 0));
+    select * into v_document from outbox.documents d
+    where d.namespace = p_namespace and d.collection = p_collection and d.id = p_id;
+    if p_version is not null and v_document.version is distinct from p_version then
+        raise exception using errcode = 'OB006', message = 'the document has another version',
+            detail = coalesce(v_document.version, 0)::text;
+    elsif p_exists and v_document.version is null then
+        raise exception using errcode = 'OB007', message = 'the document does not exist', detail = '0';
+    elsif not p_exists and v_document.version is not null then
+        raise exception using errcode = 'OB008', message = 'the document exists already',
+            detail = v_document.version::text;
+    end if;
+    return v_document;
+end
+$$;
+
+-- Holds a document against a precondition, and keeps it as it is until the transaction ends.
+create function outbox.check_document(
+    p_namespace text, p_collection text, p_id text, p_version bigint, p_exists boolean
+) returns table (version bigint, value jsonb)
+language plpgsql volatile as $$
+declare
+    v_document outbox.documents := outbox.lock_document(p_namespace, p_collection, p_id, p_version, p_exists);
+begin
+    if v_document.version is not null then
+        return query select v_document.version, v_document.value;
+    end if;
+end
+$$;
+
+-- Stores a document, new or in the place of what is there. OB009 when it is larger than `p_bytes_max`.
+create function outbox.put_document(
+    p_namespace text, p_collection text, p_id text, p_version bigint, p_exists boolean, p_value jsonb,
+    p_bytes_max integer
+) returns table (version bigint, value jsonb)
+language plpgsql volatile as $$
+begin
+    perform outbox.lock_document(p_namespace, p_collection, p_id, p_version, p_exists);
+    if octet_length(p_value::text) > p_bytes_max then
+        raise exception using errcode = 'OB009', message = 'the document is too large',
+            detail = octet_length(p_value::text)::text;
+    end if;
+    return query
+    insert into outbox.documents as d (namespace, collection, id, version, value, created_at, updated_at)
+    values (p_namespace, p_collection, p_id, nextval('outbox.document_versions'), p_value, clock_timestamp(),
+            clock_timestamp())
+    on conflict on constraint documents_pkey do update
+    set version = excluded.version, value = excluded.value, updated_at = excluded.updated_at
+    returning d.version, d.value;
+end
+$$;
+
+-- RFC 7396, section 2: members of the patch replace those of the target, null removes them, and what is no object
+-- replaces the whole.
+create function outbox.merge_patch(target jsonb, patch jsonb) returns jsonb
+language plpgsql immutable parallel safe as $$
+declare
+    v_result jsonb := case when jsonb_typeof(target) = 'object' then target else '{}' end;
+    v_name   text;
+    v_value  jsonb;
+begin
+    if jsonb_typeof(patch) is distinct from 'object' then
+        return patch;
+    end if;
+    for v_name, v_value in select * from jsonb_each(patch) loop
+        if jsonb_typeof(v_value) = 'null' then
+            v_result := v_result - v_name;
+        else
+            v_result := v_result || jsonb_build_object(v_name, outbox.merge_patch(v_result -> v_name, v_value));
+        end if;
+    end loop;
+    return v_result;
+end
+$$;
+
+-- Changes a document by a merge patch; one that does not exist is made from an empty object.
+create function outbox.merge_document(
+    p_namespace text, p_collection text, p_id text, p_version bigint, p_exists boolean, p_patch jsonb,
+    p_bytes_max integer
+) returns table (version bigint, value jsonb)
+language plpgsql volatile as $$
+declare
+    v_document outbox.documents := outbox.lock_document(p_namespace, p_collection, p_id, p_version, p_exists);
+begin
+    return query select * from outbox.put_document(
+        p_namespace, p_collection, p_id, null, null, outbox.merge_patch(v_document.value, p_patch), p_bytes_max);
+end
+$$;
+
+-- Removes a document. Returns what it was; no row when there was none.
+create function outbox.delete_document(
+    p_namespace text, p_collection text, p_id text, p_version bigint, p_exists boolean
+) returns table (version bigint, value jsonb)
+language plpgsql volatile as $$
+begin
+    perform outbox.lock_document(p_namespace, p_collection, p_id, p_version, p_exists);
+    return query
+    delete from outbox.documents d
+    where d.namespace = p_namespace and d.collection = p_collection and d.id = p_id
+    returning d.version, d.value;
+end
+$$;

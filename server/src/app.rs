@@ -18,6 +18,7 @@ use crate::{
         event::Reader,
         migrate,
         session::Connector,
+        state::State,
     },
 };
 
@@ -112,7 +113,9 @@ fn services(
     reader: Reader,
     wake: Option<Wake>,
 ) -> api::Services {
-    let statements = Statements::new(&catalog, config.commit.result_rows_max);
+    let catalog = Arc::new(catalog);
+    let statements = Arc::new(Statements::new(&catalog, config.commit.result_rows_max));
+    let state = State::new(connector, Arc::clone(&statements), config);
     let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
     let committed = move || {
         if let Some(wake) = &wake {
@@ -120,7 +123,9 @@ fn services(
         }
     };
     api::Services {
-        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), committed),
+        committer: Committer::new(Arc::clone(&catalog), executor, state.clone(), config.commit.clone(), committed),
+        catalog,
+        state,
         reader,
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,

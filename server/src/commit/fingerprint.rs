@@ -7,7 +7,8 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{
-    commit::{CommandCall, Consume, EventDraft, Request},
+    commit::{CommandCall, Consume, EventDraft, Operation, Request},
+    document::{DocumentCall, Precondition, Verb},
     value::Value,
 };
 
@@ -18,8 +19,11 @@ pub fn of(request: &Request) -> [u8; 32] {
     let mut hash = Hash(Sha256::new());
     hash.tag(VERSION);
     hash.length(request.operations.len());
-    for call in &request.operations {
-        hash.call(call);
+    for operation in &request.operations {
+        match operation {
+            Operation::Command(call) => hash.call(call),
+            Operation::Document(call) => hash.document(call),
+        }
     }
     hash.length(request.events.len());
     for event in &request.events {
@@ -58,6 +62,25 @@ impl Hash {
         for (name, value) in &call.parameters {
             self.bytes(name.as_bytes());
             self.value(value);
+        }
+    }
+
+    fn document(&mut self, call: &DocumentCall) {
+        // In the place of a command's name, whose length it cannot be.
+        self.length(usize::MAX);
+        self.tag(match call.verb {
+            Verb::Put(_) => 1,
+            Verb::Merge(_) => 2,
+            Verb::Delete => 3,
+            Verb::Check => 4,
+        });
+        self.bytes(call.collection.as_bytes());
+        self.bytes(call.id.as_bytes());
+        self.optional(call.verb.json().map(str::as_bytes));
+        match call.precondition {
+            None => self.tag(0),
+            Some(Precondition::Version(version)) => self.tagged(1, &version.to_le_bytes()),
+            Some(Precondition::Exists(exists)) => self.tagged(2, &[u8::from(exists)]),
         }
     }
 
@@ -126,10 +149,21 @@ mod tests {
         let parameters = [("id".to_owned(), Value::Int(7))].into();
         Request {
             request_id: "r".into(),
-            operations: vec![CommandCall { name: "activate".into(), parameters }],
+            operations: vec![Operation::Command(CommandCall { name: "activate".into(), parameters })],
             events: vec![EventDraft { topic: "users".into(), event_type: "t".into(), ..EventDraft::default() }],
             ..Request::default()
         }
+    }
+
+    fn call(request: &mut Request) -> &mut CommandCall {
+        match &mut request.operations[0] {
+            Operation::Command(call) => call,
+            Operation::Document(_) => panic!("a command"),
+        }
+    }
+
+    fn document(verb: Verb, precondition: Option<Precondition>) -> Operation {
+        Operation::Document(DocumentCall { collection: "c".into(), id: "i".into(), verb, precondition })
     }
 
     fn consume() -> Consume {
@@ -146,10 +180,16 @@ mod tests {
         };
         let prints = [
             of(&request()),
-            change(|r| r.operations[0].name.push('x')),
-            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Text("7".into())))),
-            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Int(8)))),
-            change(|r| drop(r.operations[0].parameters.insert("id2".into(), Value::Null))),
+            change(|r| call(r).name.push('x')),
+            change(|r| drop(call(r).parameters.insert("id".into(), Value::Text("7".into())))),
+            change(|r| drop(call(r).parameters.insert("id".into(), Value::Int(8)))),
+            change(|r| drop(call(r).parameters.insert("id2".into(), Value::Null))),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Exists(true)))]),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Exists(false)))]),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Version(1)))]),
+            change(|r| r.operations = vec![document(Verb::Delete, None)]),
+            change(|r| r.operations = vec![document(Verb::Put("1".into()), None)]),
+            change(|r| r.operations = vec![document(Verb::Merge("1".into()), None)]),
             change(|r| r.operations.clear()),
             change(|r| r.events.clear()),
             change(|r| r.events[0].key = Some(vec![])),

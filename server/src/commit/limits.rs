@@ -5,7 +5,11 @@ use outbox_proto::record;
 
 use crate::{
     config,
-    model::commit::{Consume, EventDraft, Request, uuid_time},
+    model::{
+        commit::{Consume, EventDraft, Operation, Request, uuid_time},
+        document::{DocumentCall, Verb},
+        value::{self, SqlType, Value},
+    },
 };
 
 const NAMESPACE_BYTES_MAX: usize = 64;
@@ -15,6 +19,10 @@ const TOPIC_CHARS_MAX: usize = 249;
 const ATTRIBUTE_BYTES_MAX: usize = 1_024;
 const HEADERS_MAX: usize = 64;
 const CONSUMER_BYTES_MAX: usize = 128;
+const COLLECTION_BYTES_MAX: usize = 128;
+const DOCUMENT_ID_BYTES_MAX: usize = 512;
+/// A patch is applied by recursion, on the database's stack.
+const PATCH_DEPTH_MAX: usize = 100;
 
 /// A fault of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +64,13 @@ pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Ut
     }
     faults.count("operations", operations, config.operations_max);
     faults.count("events", events, config.events_max);
+    for (index, operation) in request.operations.iter().enumerate().take(config.operations_max) {
+        if let Operation::Document(call) = operation {
+            faults.field = format!("operations[{index}].{}.", document_field(&call.verb));
+            faults.document(call, config.document_bytes_max);
+            faults.field.clear();
+        }
+    }
     if events <= config.events_max {
         for (index, event) in request.events.iter().enumerate() {
             faults.field = format!("events[{index}].");
@@ -94,6 +109,27 @@ impl Faults {
         self.check(field, text.len() <= bytes_max, || {
             format!("has {} bytes; at most {bytes_max} are allowed", text.len())
         });
+    }
+
+    fn document(&mut self, call: &DocumentCall, bytes_max: usize) {
+        for (field, text, max) in
+            [("collection", &call.collection, COLLECTION_BYTES_MAX), ("id", &call.id, DOCUMENT_ID_BYTES_MAX)]
+        {
+            self.check(field, !text.is_empty(), || "is required".into());
+            self.text(field, text, max);
+        }
+        let checks = !matches!(call.verb, Verb::Check) || call.precondition.is_some();
+        self.check("precondition", checks, || "is required: it is what is checked".into());
+        let field = if matches!(call.verb, Verb::Merge(_)) { "patch" } else { "json" };
+        if let Some(json) = call.verb.json() {
+            let valid = Value::Json(json.to_owned()).to_sql_text(&SqlType::Jsonb);
+            self.check(field, valid.is_ok(), || valid.err().map(|error| error.to_string()).unwrap_or_default());
+            let flat = !matches!(call.verb, Verb::Merge(_)) || value::json_depth_fits(json, PATCH_DEPTH_MAX);
+            self.check(field, flat, || format!("is nested too deep; a patch may be nested {PATCH_DEPTH_MAX} deep"));
+            self.check_now(field, json.len() <= bytes_max, || {
+                format!("has {} bytes; at most {bytes_max} are allowed", json.len())
+            });
+        }
     }
 
     fn consume(&mut self, consume: &Consume, config: &config::Commit, now: DateTime<Utc>) {
@@ -151,6 +187,16 @@ impl Faults {
         self.check_now("data", size <= max, || {
             format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
         });
+    }
+}
+
+/// What the wire contract calls an operation on documents.
+fn document_field(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Put(_) => "put_document",
+        Verb::Merge(_) => "merge_document",
+        Verb::Delete => "delete_document",
+        Verb::Check => "check_document",
     }
 }
 

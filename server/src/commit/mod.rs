@@ -8,6 +8,8 @@ mod draft;
 pub mod fingerprint;
 mod flight;
 mod limits;
+mod operation;
+mod query;
 
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ use crate::{
     store::{
         self,
         commit::{Claim, Commit, Executor, Operation, Turn},
+        state::State,
     },
 };
 
@@ -37,12 +40,18 @@ pub enum Error {
     /// The catalog has no such command.
     #[error("there is no command {name:?}")]
     UnknownCommand {
-        /// Index of the operation.
-        operation: usize,
+        /// Index of the operation, in a commit.
+        operation: Option<usize>,
         /// The name in question.
         name: String,
         /// A name that is close to it.
         suggestion: Option<String>,
+    },
+    /// The command may change what it reads, so it is no query.
+    #[error("the command {name:?} is not declared read-only")]
+    NotReadOnly {
+        /// Its name.
+        name: String,
     },
     /// The request id is a UUIDv7 from before the window: whether it was applied is no longer known.
     #[error("the request id was made before the window of {window_hours} h")]
@@ -62,6 +71,7 @@ pub struct Committer(Arc<Inner>);
 struct Inner {
     catalog: Arc<Catalog>,
     executor: Executor,
+    state: State,
     config: config::Commit,
     flights: Arc<Flights>,
     /// Called after a commit with events.
@@ -81,11 +91,12 @@ impl Committer {
     pub fn new(
         catalog: Arc<Catalog>,
         executor: Executor,
+        state: State,
         config: config::Commit,
         committed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let flights = Flights::new(config.queue_max);
-        Self(Arc::new(Inner { catalog, executor, config, flights, committed: Box::new(committed) }))
+        Self(Arc::new(Inner { catalog, executor, state, config, flights, committed: Box::new(committed) }))
     }
 
     /// Commits a request, or answers what it was answered before.
@@ -189,7 +200,7 @@ impl Inner {
         if key.made_at.is_some_and(|made_at| made_at < now - chrono::Duration::hours(i64::from(window_hours))) {
             return Err(Error::RequestExpired { window_hours });
         }
-        self.bind(request)
+        operation::bind(&self.catalog, &self.config, &request.namespace, &request.operations)
     }
 
     fn complete(&self, request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
@@ -198,32 +209,4 @@ impl Inner {
             request.events.into_iter().map(|event| draft::complete(event, source, trace.as_ref(), now)).collect();
         Commit { claim, request_id: request.request_id, operations, events, validate_only: request.validate_only }
     }
-
-    fn bind(&self, request: &Request) -> Result<Vec<Operation>, Error> {
-        let mut operations = Vec::with_capacity(request.operations.len());
-        let mut violations = Vec::new();
-        for (index, call) in request.operations.iter().enumerate() {
-            let Some(command) = self.catalog.get(&call.name) else {
-                let suggestion = closest(&call.name, self.catalog.names());
-                return Err(Error::UnknownCommand { operation: index, name: call.name.clone(), suggestion });
-            };
-            match command.bind(&request.namespace, &call.parameters) {
-                Ok(arguments) => operations.push(Operation { command: Arc::clone(command), arguments }),
-                Err(errors) => violations.extend(errors.into_iter().map(|error| Violation {
-                    field: format!("operations[{index}].command.parameters[{}]", error.name()),
-                    description: error.to_string(),
-                })),
-            }
-        }
-        if violations.is_empty() { Ok(operations) } else { Err(Error::Invalid(violations)) }
-    }
-}
-
-/// The name most like a wrong one, if any is like it.
-fn closest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    names
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.to_owned())
 }

@@ -63,7 +63,9 @@ pub struct Database {
     pub url: String,
     /// Connections that run commits, each one commit at a time.
     pub commit_connections: u32,
-    /// Connections that serve reads.
+    /// Connections that read documents and run read-only commands.
+    pub query_connections: u32,
+    /// Connections that serve reads of the outbox itself.
     pub read_connections: u32,
     /// How long to wait for a connection to be made.
     pub connect_timeout_ms: u64,
@@ -76,6 +78,7 @@ impl Default for Database {
         Self {
             url: "postgres://postgres@127.0.0.1:5432/postgres".into(),
             commit_connections: 16,
+            query_connections: 4,
             read_connections: 4,
             connect_timeout_ms: 5_000,
             migrate_at_start: true,
@@ -109,6 +112,8 @@ pub struct Commit {
     pub events_max: usize,
     /// Key, payload and headers of one event together. Stay below the topic's `max.message.bytes`.
     pub event_bytes_max: usize,
+    /// Bytes of one document's JSON.
+    pub document_bytes_max: usize,
     /// Rows that one operation may return.
     pub result_rows_max: u64,
     /// How far a caller's event id may lie from the server's clock, either way.
@@ -127,6 +132,7 @@ impl Default for Commit {
             operations_max: 100,
             events_max: 10_000,
             event_bytes_max: 900 << 10,
+            document_bytes_max: 1 << 20,
             result_rows_max: 1_000,
             event_id_clock_window_ms: 600_000,
             default_source: "outboxd".into(),

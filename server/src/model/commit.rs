@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::{Uuid, Variant};
 
-use super::{event::TraceContext, value::Value};
+use super::{document::DocumentCall, event::TraceContext, value::Value};
 
 /// One atomic request as its caller wrote it: checked for form, not yet against the catalog and the limits.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,7 +17,7 @@ pub struct Request {
     /// The caller's name for this request.
     pub request_id: String,
     /// Business-state changes, in order.
-    pub operations: Vec<CommandCall>,
+    pub operations: Vec<Operation>,
     /// Events, in order.
     pub events: Vec<EventDraft>,
     /// The event that it is a consumer's answer to.
@@ -26,6 +26,15 @@ pub struct Request {
     pub validate_only: bool,
     /// Trace context of the call, given to every event. Not part of what makes two requests the same.
     pub trace: Option<TraceContext>,
+}
+
+/// One business-state change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// Runs a command of the catalog.
+    Command(CommandCall),
+    /// Changes or checks a document.
+    Document(DocumentCall),
 }
 
 /// A call of a named command.

@@ -18,8 +18,8 @@ pub enum Error {
     /// applied is settled by sending it again with its request id.
     #[error("the database cannot be reached")]
     Unavailable(#[source] Source),
-    /// As many commits wait for a connection as may.
-    #[error("{0} commits are waiting already")]
+    /// As many calls wait for a connection as may.
+    #[error("{0} calls are waiting already")]
     QueueFull(usize),
     /// The deadline passed first.
     #[error("the deadline passed")]
@@ -47,6 +47,19 @@ pub enum Error {
     /// An event to be handled is older than marks are kept, and not known to be handled.
     #[error("the event is older than marks are kept")]
     EventTooOld,
+    /// A document is not what it must be.
+    #[error("document operation found {fault:?}, actual {actual}")]
+    Document {
+        /// In what way.
+        fault: DocumentFault,
+        /// Its version, 0 when it does not exist; of one too large its bytes.
+        actual: i64,
+        /// Index of the operation, when known.
+        operation: Option<usize>,
+    },
+    /// A read-only command tried to write.
+    #[error("a read-only command tried to write")]
+    NotReadOnly,
     /// An operation broke a constraint of the operator's tables.
     #[error("operation broke {kind:?} constraint {name:?}")]
     Constraint {
@@ -107,6 +120,19 @@ pub enum ConstraintKind {
     NotNull,
 }
 
+/// What is wrong with a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentFault {
+    /// It has another version than it must have.
+    Version,
+    /// It must exist.
+    Missing,
+    /// It must not exist.
+    Exists,
+    /// It would be larger than one may be.
+    TooLarge,
+}
+
 /// What to do about an error of the database.
 #[derive(Debug)]
 pub enum Failure {
@@ -150,6 +176,8 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
     let code = error.code().to_owned();
     let constraint =
         |kind| Error::Constraint { kind, name: error.constraint().unwrap_or_default().to_owned(), operation };
+    let detail = || error.detail().and_then(|detail| detail.parse().ok()).unwrap_or_default();
+    let document = |fault| Error::Document { fault, actual: detail(), operation };
     let ours = error.schema() == Some("outbox");
     Failure::Final(match code.as_str() {
         "OB001" => return Failure::Answered,
@@ -160,6 +188,11 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
             Some(rows) => Error::RowCount(rows),
             None => Error::Internal(error.into()),
         },
+        "OB006" => document(DocumentFault::Version),
+        "OB007" => document(DocumentFault::Missing),
+        "OB008" => document(DocumentFault::Exists),
+        "OB009" => document(DocumentFault::TooLarge),
+        "25006" => Error::NotReadOnly,
         "23505" if ours => Error::EventIdExists,
         "23514" if ours && error.constraint().is_none() && error.table() == Some("marks") => Error::EventTooOld,
         "23514" if ours && error.constraint().is_none() => Error::EventIdOutOfRange,

@@ -10,8 +10,7 @@
 
 mod answer;
 mod apply;
-mod connections;
-mod statement;
+pub(super) mod statement;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,12 +19,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub(super) use self::answer::find;
+use self::apply::Attempt;
 pub use self::statement::Statements;
-use self::{
-    apply::Attempt,
+use super::{
+    Error, Failure,
     connections::{Connections, Lease},
+    session::Connector,
 };
-use super::{Error, Failure, session::Connector};
 use crate::{
     catalog::Command,
     config,
@@ -81,7 +81,7 @@ pub struct Executor(Arc<Inner>);
 
 struct Inner {
     connections: Connections,
-    statements: Statements,
+    statements: Arc<Statements>,
     windows: Windows,
     /// How often a commit that was given up for another one is tried again.
     conflict_retries_max: u32,
@@ -100,7 +100,7 @@ impl Executor {
     /// Makes an executor. Connections are opened when they are first needed.
     pub fn new(
         connector: Connector,
-        statements: Statements,
+        statements: Arc<Statements>,
         database: &config::Database,
         commit: &config::Commit,
     ) -> Self {

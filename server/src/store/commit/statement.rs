@@ -9,8 +9,9 @@ use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments, postgres::types
 
 use super::{Claim, Commit, Windows};
 use crate::{
-    catalog::{Catalog, Command},
+    catalog::{Catalog, Command, RowExpectation},
     model::{commit::OperationResult, event::NewEvent},
+    store::{Error, RowCount},
 };
 
 /// The two forms of a claim: of a request id alone, or with the mark of an event that it handles.
@@ -61,13 +62,13 @@ pub struct Statements {
     claim: [Arc<str>; 2],
     finish: Arc<str>,
     /// Rows that one operation may return.
-    pub(super) rows_max: u64,
+    pub(in crate::store) rows_max: u64,
 }
 
 impl Statements {
     /// Composes the statements of every command.
     pub fn new(catalog: &Catalog, rows_max: u64) -> Self {
-        let commands = || catalog.names().filter_map(|name| catalog.get(name));
+        let commands = || catalog.all();
         let fused = commands().filter(|c| can_fuse(c));
         Self {
             fused: fused.map(|c| (c.name.clone(), Form::ALL.map(|form| fused_sql(c, rows_max, form).into()))).collect(),
@@ -87,7 +88,7 @@ impl Statements {
         AssertSqlSafe(Arc::clone(&self.fused[&command.name][Form::of(claim)]))
     }
 
-    pub(super) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
+    pub(in crate::store) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.single[&command.name]))
     }
 
@@ -101,6 +102,24 @@ impl Statements {
 
     pub(super) fn finish(&self) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.finish))
+    }
+
+    /// Holds a result against what its command expects, and the limit on rows.
+    pub(in crate::store) fn check(
+        &self,
+        command: &Command,
+        operation: usize,
+        result: &OperationResult,
+    ) -> Result<(), Error> {
+        let rows = result.rows_affected;
+        if !command.expect.met_by(rows) {
+            let RowExpectation { min, max } = command.expect;
+            return Err(Error::RowCount(RowCount { operation, rows, min, max }));
+        }
+        if rows > self.rows_max(command) {
+            return Err(Error::TooManyRows { operation, max: self.rows_max });
+        }
+        Ok(())
     }
 
     /// The most rows an operation may affect: as its command expects, and as many as it may return.
@@ -190,16 +209,16 @@ fn finish_call(key: &str, first: usize, results: &str, form: Form) -> String {
 }
 
 /// The columns of a command as an answer stores them.
-pub(super) fn columns(command: &Command) -> Vec<(String, String)> {
+pub(in crate::store) fn columns(command: &Command) -> Vec<(String, String)> {
     command.columns.iter().map(|column| (column.name.clone(), column.ty.to_string())).collect()
 }
 
 /// The arguments of a statement, in the order its composer numbered them.
 #[derive(Default)]
-pub(super) struct Arguments(PgArguments);
+pub(in crate::store) struct Arguments(PgArguments);
 
 impl Arguments {
-    pub(super) fn texts(&mut self, texts: &[Option<String>]) {
+    pub(in crate::store) fn texts(&mut self, texts: &[Option<String>]) {
         for text in texts {
             self.add(text.as_deref());
         }
@@ -266,7 +285,7 @@ impl Arguments {
         self.0.add(value).expect("an argument within the request's limits can be encoded");
     }
 
-    pub(super) fn into_inner(self) -> PgArguments {
+    pub(in crate::store) fn into_inner(self) -> PgArguments {
         self.0
     }
 }
