@@ -13,6 +13,7 @@ returning id, email, status
 
 -- name: find_user
 -- expect: at_most_one
+-- access: read_only
 select id, email, status, activated_at from users where id = :user_id
 
 -- name: place_order

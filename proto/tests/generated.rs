@@ -7,7 +7,14 @@ use std::{
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = ["outbox/v1/event.proto", "outbox/v1/outbox.proto", "outbox/v1/value.proto"];
+const FILES: [&str; 6] = [
+    "outbox/v1/command.proto",
+    "outbox/v1/document.proto",
+    "outbox/v1/event.proto",
+    "outbox/v1/outbox.proto",
+    "outbox/v1/state.proto",
+    "outbox/v1/value.proto",
+];
 
 #[test]
 fn generated_code_matches_the_proto_files() {

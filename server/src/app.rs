@@ -18,6 +18,7 @@ use crate::{
         event::Reader,
         migrate,
         session::Connector,
+        state::State,
     },
 };
 
@@ -80,7 +81,7 @@ impl Server {
 
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status, shutdown.clone()).await;
-        let partitions = tokio::spawn(keep_partitions(connector, shutdown.clone()));
+        let partitions = tokio::spawn(keep_partitions(connector, config.commit.consume_window_hours, shutdown.clone()));
 
         tracing::info!(address = %listener.local_addr()?, "serving");
         let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
@@ -112,7 +113,9 @@ fn services(
     reader: Reader,
     wake: Option<Wake>,
 ) -> api::Services {
-    let statements = Statements::new(&catalog, config.commit.result_rows_max);
+    let catalog = Arc::new(catalog);
+    let statements = Arc::new(Statements::new(&catalog, config.commit.result_rows_max));
+    let state = State::new(connector, Arc::clone(&statements), config);
     let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
     let committed = move || {
         if let Some(wake) = &wake {
@@ -120,7 +123,9 @@ fn services(
         }
     };
     api::Services {
-        committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), committed),
+        committer: Committer::new(Arc::clone(&catalog), executor, state.clone(), config.commit.clone(), committed),
+        catalog,
+        state,
         reader,
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,
@@ -133,11 +138,11 @@ async fn cut_off(shutdown: &CancellationToken, drain: Duration) {
 }
 
 /// Makes partitions ahead of time, for as long as the server runs.
-async fn keep_partitions(connector: Connector, shutdown: CancellationToken) {
+async fn keep_partitions(connector: Connector, consume_window_hours: u32, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(PARTITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        match make_partitions(&connector).await {
+        match make_partitions(&connector, consume_window_hours).await {
             Ok(0) => {}
             Ok(made) => tracing::info!(made, "partitions made"),
             Err(error) => {
@@ -147,7 +152,8 @@ async fn keep_partitions(connector: Connector, shutdown: CancellationToken) {
     }
 }
 
-async fn make_partitions(connector: &Connector) -> Result<i32, store::Error> {
+async fn make_partitions(connector: &Connector, consume_window_hours: u32) -> Result<i32, store::Error> {
     let mut connection = connector.connect().await?;
-    migrate::make_partitions(&mut connection).await
+    let made = migrate::make_partitions(&mut connection).await?;
+    Ok(made + migrate::make_mark_partitions(&mut connection, consume_window_hours).await?)
 }

@@ -41,7 +41,8 @@ def main():
         return json.loads(done.stdout)
 
     services = set(run("list").stdout.split())
-    expected = {"outbox.v1.OutboxService", "outbox.v1.EventService", "grpc.health.v1.Health"}
+    expected = {"outbox.v1.OutboxService", "outbox.v1.EventService", "outbox.v1.StateService",
+                "outbox.v1.CommandService", "grpc.health.v1.Health"}
     check("the services that reflection lists", services & expected, expected)
     check("the server's health", call("grpc.health.v1.Health/Check", {}), {"status": "SERVING"})
 
@@ -68,6 +69,16 @@ def main():
     # JSON names are the descriptors' choice; both spellings are valid protobuf JSON.
     event_ids = answer.get("eventIds") or answer.get("event_ids")
     check("the number of event ids", len(event_ids or []), 1)
+    call("outbox.v1.OutboxService/Commit", {"request_id": str(uuid.uuid4()), "operations": [
+        {"put_document": {"collection": "carts", "id": user, "json": '{"items": []}', "precondition": {"exists": False}}},
+        {"merge_document": {"collection": "carts", "id": user, "patch": '{"items": [1]}'}}]})
+    document = call("outbox.v1.StateService/GetDocument", {"collection": "carts", "id": user})["document"]
+    check("the document", document["json"], '{"items": [1]}')
+    found = call("outbox.v1.StateService/Query", {"command": {"name": "find_user", "parameters": {"user_id": {"text": user}}}})
+    check("the queried row", found["result"]["rows"][0]["values"][0], {"text": user})
+    commands = call("outbox.v1.CommandService/ListCommands", {})["commands"]
+    check("the commands", {"activate_user", "find_user"} <= {command["name"] for command in commands}, True)
+
     stored = call("outbox.v1.EventService/GetEvent", {"id": event_ids[0]})["event"]
     check("the stored type", stored["type"], "com.example.user.created")
     print(f"grpcurl: {checks} checks held; event {stored['id']} is stored")

@@ -49,6 +49,12 @@ def generate_stubs(folder):
     return [importlib.import_module(f"outbox.v1.{name}") for name in names]
 
 
+def happened_now():
+    now = timestamp_pb2.Timestamp()
+    now.GetCurrentTime()
+    return now
+
+
 def provoke(call, request):
     """Makes a call that must fail, and returns its code, its ErrorInfo and the fields its BadRequest names."""
     try:
@@ -154,6 +160,17 @@ def main():
     remembered = commits.GetCommit(outbox.GetCommitRequest(request_id=request.request_id), timeout=RPC_SECONDS).commit
     check("the remembered disposition", remembered.disposition, outbox.DISPOSITION_REPLAYED)
     check("the remembered event ids", remembered.event_ids, answer.event_ids)
+
+    # A delivery that comes again has one effect, and gets the first answer.
+    delivery = outbox.Consume(consumer="scorer", source="urn:example:foreign", event_id=answer.event_ids[0],
+                              event_time=happened_now())
+    handle = lambda: commits.Commit(outbox.CommitRequest(
+        request_id=str(uuid.uuid4()), consume=delivery,
+        operations=[command("find_user", user_id=user)]), timeout=RPC_SECONDS)
+    handled, again = handle(), handle()
+    check("the dispositions of a delivery and its repeat", [handled.disposition, again.disposition],
+          [outbox.DISPOSITION_APPLIED, outbox.DISPOSITION_DUPLICATE])
+    check("the answer to the repeat of a delivery", again.results, handled.results)
 
     # Errors are typed.
     other = outbox.CommitRequest(request_id=request.request_id, operations=[command("find_user", user_id=user)])

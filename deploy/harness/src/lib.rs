@@ -6,10 +6,12 @@
 
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed, and says why")]
 
+pub mod ambiguous;
 pub mod cluster;
 pub mod kafka;
 pub mod outboxd;
 pub mod postgres;
+pub mod proxy;
 pub mod service;
 pub mod zipf;
 

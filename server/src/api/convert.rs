@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use super::call;
 use crate::{
+    catalog::{Column, Command, Parameter},
     commit::Violation,
     model::{
-        commit::{Answer, CommandCall, Disposition, EventDraft, OperationResult, Request},
+        commit::{Answer, CommandCall, Consume, Disposition, EventDraft, Operation, OperationResult, Request},
+        document::{Document, DocumentCall, Precondition, Verb},
         event::TraceContext,
         value::{SqlType, Value, ValueError},
     },
@@ -29,14 +31,32 @@ const ARRAY_DEPTH_MAX: usize = 6;
 pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -> Result<Request, Vec<Violation>> {
     let mut faults = Faults::default();
     let operations = message.operations.into_iter().enumerate();
-    let operations = operations.map(|(index, o)| faults.call(&format!("operations[{index}]"), o)).collect();
+    let operations = operations.filter_map(|(index, o)| faults.operation(&format!("operations[{index}]"), o)).collect();
     let events = message.events.into_iter().enumerate();
     let events = events.map(|(index, event)| faults.event(index, event)).collect();
+    let consume = message.consume.and_then(|consume| faults.consume(consume));
     if !faults.0.is_empty() {
         return Err(faults.0);
     }
-    let namespace = call::namespace(message.namespace);
-    Ok(Request { namespace, request_id: message.request_id, operations, events, trace })
+    let v1::CommitRequest { namespace, request_id, validate_only, .. } = message;
+    let namespace = call::namespace(namespace);
+    Ok(Request { namespace, request_id, operations, events, consume, validate_only, trace })
+}
+
+/// A query's command.
+///
+/// # Errors
+/// As [`request`].
+pub(super) fn query(command: Option<v1::CommandCall>) -> Result<CommandCall, Vec<Violation>> {
+    let mut faults = Faults::default();
+    let call = command.map(|call| faults.call("command", call));
+    if call.is_none() {
+        faults.add("command".into(), "is required");
+    }
+    match (call, faults.0) {
+        (Some(call), faults) if faults.is_empty() => Ok(call),
+        (_, faults) => Err(faults),
+    }
 }
 
 #[derive(Default)]
@@ -47,21 +67,57 @@ impl Faults {
         self.0.push(Violation { field, description: description.into() });
     }
 
-    fn call(&mut self, field: &str, operation: v1::Operation) -> CommandCall {
-        let Some(operation::Kind::Command(call)) = operation.kind else {
-            self.add(field.to_owned(), "is empty: expected a command");
-            return CommandCall::default();
+    /// `None` when it is empty, which is a fault.
+    fn operation(&mut self, field: &str, operation: v1::Operation) -> Option<Operation> {
+        use operation::Kind;
+        let (collection, id, verb, precondition) = match operation.kind {
+            Some(Kind::Command(call)) => return Some(Operation::Command(self.call(&format!("{field}.command"), call))),
+            Some(Kind::PutDocument(put)) => (put.collection, put.id, Verb::Put(put.json), put.precondition),
+            Some(Kind::MergeDocument(merge)) => {
+                (merge.collection, merge.id, Verb::Merge(merge.patch), merge.precondition)
+            }
+            Some(Kind::DeleteDocument(delete)) => (delete.collection, delete.id, Verb::Delete, delete.precondition),
+            Some(Kind::CheckDocument(check)) => (check.collection, check.id, Verb::Check, check.precondition),
+            None => {
+                self.add(field.to_owned(), "is empty: expected a command or a change to a document");
+                return None;
+            }
         };
+        let precondition = precondition.and_then(|precondition| precondition.kind).map(|kind| match kind {
+            v1::precondition::Kind::Version(version) => Precondition::Version(version),
+            v1::precondition::Kind::Exists(exists) => Precondition::Exists(exists),
+        });
+        Some(Operation::Document(DocumentCall { collection, id, verb, precondition }))
+    }
+
+    fn call(&mut self, field: &str, call: v1::CommandCall) -> CommandCall {
         let mut parameters = BTreeMap::new();
         for (name, value) in call.parameters {
             let value = value_of(value, 0);
             if value.is_none() {
-                let field = format!("{field}.command.parameters[{name}]");
+                let field = format!("{field}.parameters[{name}]");
                 self.add(field, format!("is an array nested more than {ARRAY_DEPTH_MAX} deep"));
             }
             parameters.insert(name, value.unwrap_or(Value::Null));
         }
         CommandCall { name: call.name, parameters }
+    }
+
+    fn consume(&mut self, consume: v1::Consume) -> Option<Consume> {
+        let event_id = Uuid::try_parse(&consume.event_id).ok();
+        if event_id.is_none() {
+            self.add("consume.event_id".into(), format!("`{}` is not a UUID", consume.event_id));
+        }
+        let event_time = consume.event_time.and_then(time);
+        if event_time.is_none() {
+            self.add("consume.event_time".into(), "is required, and a valid timestamp: the event's own time");
+        }
+        Some(Consume {
+            consumer: consume.consumer,
+            source: consume.source,
+            event_id: event_id?,
+            event_time: event_time?,
+        })
     }
 
     fn event(&mut self, index: usize, event: v1::NewEvent) -> EventDraft {
@@ -153,17 +209,24 @@ pub(super) fn response(request_id: String, answer: Answer) -> Result<v1::CommitR
     let disposition = match answer.disposition {
         Disposition::Applied => v1::Disposition::Applied,
         Disposition::Replayed => v1::Disposition::Replayed,
+        Disposition::Duplicate => v1::Disposition::Duplicate,
+        Disposition::Validated => v1::Disposition::Validated,
     };
+    let committed_at = (answer.disposition != Disposition::Validated).then(|| timestamp(answer.committed_at));
     Ok(v1::CommitResponse {
         request_id,
         disposition: disposition.into(),
         results: answer.results.into_iter().map(result).collect::<Result<_, _>>()?,
         event_ids: answer.event_ids.iter().map(Uuid::to_string).collect(),
-        committed_at: Some(timestamp(answer.committed_at)),
+        committed_at,
     })
 }
 
-fn result(result: OperationResult) -> Result<v1::OperationResult, ValueError> {
+/// What one operation did.
+///
+/// # Errors
+/// As [`response`].
+pub(super) fn result(result: OperationResult) -> Result<v1::OperationResult, ValueError> {
     let types: Vec<SqlType> = result.columns.iter().map(|(_, ty)| SqlType::from_name(ty)).collect();
     let row = |row: Vec<Option<String>>| {
         let values = row.iter().zip(&types).map(|(text, ty)| Value::from_sql_text(text.as_deref(), ty).map(value));
@@ -174,6 +237,34 @@ fn result(result: OperationResult) -> Result<v1::OperationResult, ValueError> {
         rows: result.rows.into_iter().map(row).collect::<Result<_, ValueError>>()?,
         columns: result.columns.into_iter().map(|(name, r#type)| v1::Column { name, r#type }).collect(),
     })
+}
+
+/// A stored document.
+pub(super) fn document(document: Document) -> v1::Document {
+    v1::Document {
+        namespace: document.namespace,
+        collection: document.collection,
+        id: document.id,
+        version: document.version,
+        json: document.json,
+        created_at: Some(timestamp(document.created_at)),
+        updated_at: Some(timestamp(document.updated_at)),
+    }
+}
+
+/// A command of the catalog.
+pub(super) fn command(command: &Command) -> v1::Command {
+    let parameter = |p: &Parameter| v1::Parameter { name: p.name.clone(), r#type: p.ty.to_string() };
+    let column = |c: &Column| v1::Column { name: c.name.clone(), r#type: c.ty.to_string() };
+    v1::Command {
+        name: command.name.clone(),
+        description: command.description.clone(),
+        parameters: command.parameters.iter().map(parameter).collect(),
+        columns: command.columns.iter().map(column).collect(),
+        rows_min: command.expect.min,
+        rows_max: (command.expect.max < i64::MAX).then_some(command.expect.max),
+        read_only: command.read_only,
+    }
 }
 
 /// A stored event.

@@ -19,8 +19,6 @@ use crate::{
     },
 };
 
-const PAGE_SIZE_DEFAULT: i32 = 100;
-const PAGE_SIZE_MAX: i32 = 1_000;
 const RANGE_DEFAULT: TimeDelta = TimeDelta::hours(1);
 
 pub(super) struct Events {
@@ -60,12 +58,14 @@ impl EventService for Events {
         found.truncate(page);
         Ok(Response::new(ListEventsResponse {
             events: found.into_iter().map(convert::event).collect(),
-            next_page_token: next.map(|id| page_token::encode(id, filter.before, digest)).unwrap_or_default(),
+            next_page_token: next
+                .map(|id| page_token::encode(&[id.into_bytes(), filter.before.into_bytes()].concat(), digest))
+                .unwrap_or_default(),
         }))
     }
 }
 
-fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Violation>> {
+fn filter(request: ListEventsRequest, digest: page_token::Digest) -> Result<Filter, Vec<Violation>> {
     let mut faults = Vec::new();
     let now = Utc::now();
     let mut time = |field: &str, given: Option<prost_types::Timestamp>, absent: DateTime<Utc>| match given {
@@ -77,24 +77,12 @@ fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Vio
     };
     let before = time("created_before", request.created_before, now + TimeDelta::minutes(15));
     let from = time("created_from", request.created_from, before.min(now) - RANGE_DEFAULT);
-    let page_size = match request.page_size {
-        0 => PAGE_SIZE_DEFAULT,
-        size => size,
-    };
-    if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
-        let description = format!("is {page_size}; expected 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
-        faults.push(Violation { field: "page_size".into(), description });
-    }
-    let (mut from, mut before) = (convert::uuid_floor(from), convert::uuid_floor(before));
-    if !request.page_token.is_empty() {
-        match page_token::decode(&request.page_token, digest) {
-            Ok(range) => (from, before) = range,
-            Err(description) => faults.push(Violation { field: "page_token".into(), description }),
-        }
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
+    let page_size = page_token::size(&request);
+    let range = page_token::range(&request, digest);
+    faults.extend(page_size.as_ref().err().cloned());
+    faults.extend(range.as_ref().err().cloned());
+    let (Ok(page_size), Ok(range), []) = (page_size, range, faults.as_slice()) else { return Err(faults) };
+    let (from, before) = range.unwrap_or((convert::uuid_floor(from), convert::uuid_floor(before)));
     let text = |text: String| (!text.is_empty()).then_some(text);
     Ok(Filter {
         namespace: call::namespace(request.namespace),
@@ -103,7 +91,7 @@ fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Vio
         event_type: text(request.r#type),
         from,
         before,
-        limit: i64::from(page_size) + 1,
+        limit: i64::try_from(page_size).unwrap_or(i64::MAX - 1) + 1,
     })
 }
 

@@ -4,18 +4,22 @@
 //! `trace` continues the caller's trace, `malformed` answers what could not even be decoded.
 
 mod call;
+mod command;
 mod convert;
 mod event;
 mod malformed;
 mod outbox;
 mod page_token;
+mod reason;
+mod state;
 mod status;
 mod trace;
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use outbox_proto::v1::{
-    FILE_DESCRIPTOR_SET, event_service_server::EventServiceServer, outbox_service_server::OutboxServiceServer,
+    FILE_DESCRIPTOR_SET, command_service_server::CommandServiceServer, event_service_server::EventServiceServer,
+    outbox_service_server::OutboxServiceServer, state_service_server::StateServiceServer,
 };
 use tokio::net::TcpListener;
 use tonic::{
@@ -26,13 +30,21 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 pub use self::call::Limits;
 use self::{malformed::MalformedLayer, trace::TraceLayer};
-use crate::{commit::Committer, store::event::Reader};
+use crate::{
+    catalog::Catalog,
+    commit::Committer,
+    store::{event::Reader, state::State},
+};
 
 /// Everything the services call.
 pub struct Services {
     /// Takes commits.
     pub committer: Committer,
-    /// Reads.
+    /// The commands there are.
+    pub catalog: Arc<Catalog>,
+    /// Reads of business state.
+    pub state: State,
+    /// Reads of the outbox.
     pub reader: Reader,
     /// Time limits of calls.
     pub limits: Limits,
@@ -50,13 +62,17 @@ pub async fn serve(
     health: HealthServer<impl Health>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Services { committer, reader, limits, request_bytes_max } = services;
-    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer, reader.clone(), limits))
+    let Services { committer, catalog, state, reader, limits, request_bytes_max } = services;
+    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
+    let state = StateServiceServer::new(state::Reads::new(committer, state, limits))
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Zstd);
+    let command = CommandServiceServer::new(command::Commands::new(catalog));
     let event = EventServiceServer::new(event::Events::new(reader, limits))
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
@@ -66,6 +82,8 @@ pub async fn serve(
         .layer(TraceLayer)
         .layer(MalformedLayer)
         .add_service(outbox)
+        .add_service(state)
+        .add_service(command)
         .add_service(event)
         .add_service(health)
         .add_service(reflection)

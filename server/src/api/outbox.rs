@@ -1,5 +1,7 @@
 //! `OutboxService`: Commit and GetCommit.
 
+use std::sync::Arc;
+
 use outbox_proto::v1::{
     CommitRequest, CommitResponse, GetCommitRequest, GetCommitResponse, outbox_service_server::OutboxService,
 };
@@ -9,7 +11,7 @@ use super::{
     call::{self, Limits},
     convert, status,
 };
-use crate::{commit::Committer, model::commit::RequestKey, store::event::Reader};
+use crate::{commit::Committer, model::commit::RequestKey, store, store::event::Reader};
 
 pub(super) struct Outbox {
     committer: Committer,
@@ -31,7 +33,7 @@ impl OutboxService for Outbox {
         let request = convert::request(request.into_inner(), trace).map_err(status::invalid)?;
         let request_id = request.request_id.clone();
         let answer = tokio::time::timeout_at(deadline, self.committer.commit(request, deadline));
-        let answer = answer.await.unwrap_or(Err(crate::store::Error::DeadlineExceeded.into()));
+        let answer = answer.await.unwrap_or_else(|_| Err(Arc::new(store::Error::DeadlineExceeded.into())));
         let answer = answer.map_err(|error| status::commit(&error))?;
         convert::response(request_id, answer).map(Response::new).map_err(|error| status::unreadable(&error))
     }

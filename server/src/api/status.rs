@@ -1,29 +1,29 @@
-//! Errors as gRPC statuses: the one place that chooses code, reason and retry advice.
+//! Errors as gRPC statuses: the one place that chooses the reason and the retry advice.
 //!
 //! Each carries `google.rpc.ErrorInfo` (AIP-193). The database's own words go to the log, never to a caller.
 
 use std::{collections::HashMap, error::Error as StdError};
 
 use outbox_proto::v1::ERROR_DOMAIN;
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::reason::{self, Reason};
 use crate::{
     commit::{self, Violation},
-    store::{self, ConstraintKind},
+    store::{self, ConstraintKind, DocumentFault},
 };
 
 /// A status with a reason. Further details are added by the callers below.
 struct Reply {
-    code: Code,
+    reason: Reason,
     message: String,
-    reason: &'static str,
     metadata: HashMap<String, String>,
     details: ErrorDetails,
 }
 
-fn reply(code: Code, reason: &'static str, message: impl Into<String>) -> Reply {
-    Reply { code, message: message.into(), reason, metadata: HashMap::new(), details: ErrorDetails::new() }
+fn reply(reason: Reason, message: impl Into<String>) -> Reply {
+    Reply { reason, message: message.into(), metadata: HashMap::new(), details: ErrorDetails::new() }
 }
 
 impl Reply {
@@ -40,8 +40,8 @@ impl Reply {
     }
 
     fn status(mut self) -> Status {
-        self.details.set_error_info(self.reason, ERROR_DOMAIN, self.metadata);
-        Status::with_error_details(self.code, self.message, self.details)
+        self.details.set_error_info(self.reason.name, ERROR_DOMAIN, self.metadata);
+        Status::with_error_details(self.reason.code, self.message, self.details)
     }
 }
 
@@ -52,7 +52,7 @@ pub(super) fn invalid(violations: Vec<Violation>) -> Status {
         [first, rest @ ..] => format!("{} {} (and {} more)", first.field, first.description, rest.len()),
         [] => "the request is not valid".into(),
     };
-    let mut reply = reply(Code::InvalidArgument, "INVALID_REQUEST", message);
+    let mut reply = reply(reason::INVALID_REQUEST, message);
     // A header block of gRPC is small: of thousands of faults the first ones do.
     for violation in violations.into_iter().take(20) {
         reply.details.add_bad_request_violation(violation.field, violation.description);
@@ -62,23 +62,32 @@ pub(super) fn invalid(violations: Vec<Violation>) -> Status {
 
 /// A message that is not one of ours: not protobuf, or text that is not UTF-8.
 pub(super) fn malformed(message: String) -> Status {
-    reply(Code::InvalidArgument, "MALFORMED_REQUEST", message).status()
+    reply(reason::MALFORMED_REQUEST, message).status()
 }
 
 /// A message beyond the size limit.
 pub(super) fn too_large(message: String) -> Status {
-    reply(Code::ResourceExhausted, "REQUEST_TOO_LARGE", message).status()
+    reply(reason::REQUEST_TOO_LARGE, message).status()
 }
 
 pub(super) fn event_not_found(id: &str) -> Status {
     let message = format!("no event {id} is stored in this namespace; events are kept for a limited time");
-    reply(Code::NotFound, "EVENT_NOT_FOUND", message).with("event_id", &id).status()
+    reply(reason::EVENT_NOT_FOUND, message).with("event_id", &id).status()
 }
 
 pub(super) fn commit_not_found(request_id: &str) -> Status {
     let message =
         format!("no commit {request_id:?} is remembered in this namespace; it was not applied, or too long ago");
-    reply(Code::NotFound, "COMMIT_NOT_FOUND", message).with("request_id", &request_id).status()
+    reply(reason::COMMIT_NOT_FOUND, message).with("request_id", &request_id).status()
+}
+
+pub(super) fn document_not_found(collection: &str, id: &str) -> Status {
+    let message = format!("there is no document {id:?} in collection {collection:?} of this namespace");
+    reply(reason::DOCUMENT_NOT_FOUND, message).with("collection", &collection).with("id", &id).status()
+}
+
+fn not_read_only(message: String) -> Status {
+    reply(reason::NOT_READ_ONLY, message).status()
 }
 
 /// A stored answer that cannot be read back.
@@ -93,14 +102,14 @@ pub(super) fn commit(error: &commit::Error) -> Status {
         commit::Error::Invalid(violations) => invalid(violations.clone()),
         commit::Error::UnknownCommand { operation, name, suggestion } => {
             let hint = suggestion.as_ref().map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
-            reply(Code::NotFound, "UNKNOWN_COMMAND", format!("there is no command {name:?}{hint}"))
+            reply(reason::UNKNOWN_COMMAND, format!("there is no command {name:?}{hint}"))
                 .with("command", name)
-                .operation(Some(*operation))
+                .operation(*operation)
                 .status()
         }
+        commit::Error::NotReadOnly { name } => not_read_only(format!("the command {name:?} is not declared read-only")),
         commit::Error::RequestExpired { window_hours } => reply(
-            Code::FailedPrecondition,
-            "REQUEST_EXPIRED",
+            reason::REQUEST_EXPIRED,
             format!(
                 "the request id was made more than {window_hours} h ago: whether it was applied is not known any more"
             ),
@@ -118,60 +127,56 @@ pub(super) fn store(error: &store::Error) -> Status {
         E::Unavailable(source) => {
             tracing::warn!(error = %source, "the database cannot be reached");
             reply(
-                Code::Unavailable,
-                "DATABASE_UNAVAILABLE",
+                reason::DATABASE_UNAVAILABLE,
                 "the database cannot be reached; send the same request again with the same request id",
             )
         }
-        E::QueueFull(waiting) => reply(
-            Code::ResourceExhausted,
-            "QUEUE_FULL",
-            format!("{waiting} commits are waiting already; try again shortly"),
-        ),
+        E::QueueFull(waiting) => {
+            reply(reason::QUEUE_FULL, format!("{waiting} calls are waiting already; try again shortly"))
+        }
         E::DeadlineExceeded => reply(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
+            reason::DEADLINE_EXCEEDED,
             "the deadline passed; whether a commit was applied is settled by sending it again with the same request id",
         ),
         E::RequestIdReused => reply(
-            Code::FailedPrecondition,
-            "REQUEST_ID_REUSED",
+            reason::REQUEST_ID_REUSED,
             "this request id was used with another body; use a new id for a new request",
         ),
         E::RowCount(count) => {
             let expected = expected_rows(count.min, count.max);
             let message = format!("operation {} affected {} rows, expected {expected}", count.operation, count.rows);
-            reply(Code::FailedPrecondition, "ROW_COUNT_MISMATCH", message)
+            reply(reason::ROW_COUNT_MISMATCH, message)
                 .with("rows", &count.rows)
                 .with("expected", &expected)
                 .operation(Some(count.operation))
         }
         E::TooManyRows { operation, max } => {
             let message = format!("operation {operation} returned more than {max} rows");
-            reply(Code::FailedPrecondition, "TOO_MANY_ROWS", message).with("max", max).operation(Some(*operation))
+            reply(reason::TOO_MANY_ROWS, message).with("max", max).operation(Some(*operation))
         }
-        E::EventIdExists => {
-            reply(Code::AlreadyExists, "EVENT_ID_EXISTS", "an event with one of these ids is stored already")
-        }
+        E::EventIdExists => reply(reason::EVENT_ID_EXISTS, "an event with one of these ids is stored already"),
         E::EventIdOutOfRange => {
-            reply(Code::InvalidArgument, "EVENT_ID_OUT_OF_RANGE", "an event id's time is too far from the database's")
+            reply(reason::EVENT_ID_OUT_OF_RANGE, "an event id's time is too far from the database's")
         }
+        E::Document { fault, actual, operation } => document(*fault, *actual).operation(*operation),
+        E::NotReadOnly => return not_read_only("the command tried to write, though it is declared read-only".into()),
+        E::EventTooOld => reply(
+            reason::EVENT_TOO_OLD,
+            "the event is older than marks are kept: whether this consumer has handled it is not known any more",
+        ),
         E::Constraint { kind, name, operation } => constraint(*kind, name).operation(*operation),
         E::BadValue { code, operation } => reply(
-            Code::InvalidArgument,
-            "INVALID_VALUE",
+            reason::INVALID_VALUE,
             "the database refused a value of the operation: it has no meaning in its type, or is out of range",
         )
         .with("sqlstate", code)
         .operation(*operation),
-        E::Rejected { code, operation } => reply(
-            Code::FailedPrecondition,
-            "REJECTED",
-            "the operator's own rules in the database refused the operation",
-        )
-        .with("sqlstate", code)
-        .operation(*operation),
-        E::Conflict => reply(Code::Aborted, "CONFLICT", "the transaction was given up for a concurrent one; try again"),
+        E::Rejected { code, operation } => {
+            reply(reason::REJECTED, "the operator's own rules in the database refused the operation")
+                .with("sqlstate", code)
+                .operation(*operation)
+        }
+        E::Conflict => reply(reason::CONFLICT, "the transaction was given up for a concurrent one; try again"),
         E::Url(_) | E::Internal(_) => {
             tracing::error!(error = error as &dyn StdError, "unexpected error of the database");
             return internal();
@@ -184,17 +189,38 @@ pub(super) fn store(error: &store::Error) -> Status {
 }
 
 fn internal() -> Status {
-    reply(Code::Internal, "INTERNAL", "unexpected error; the server's log has the cause").status()
+    reply(reason::INTERNAL, "unexpected error; the server's log has the cause").status()
+}
+
+fn document(fault: DocumentFault, actual: i64) -> Reply {
+    match fault {
+        DocumentFault::Version => {
+            let message = match actual {
+                0 => "the document does not exist; read it again and decide anew".into(),
+                _ => format!("the document has version {actual} by now; read it again and decide anew"),
+            };
+            reply(reason::VERSION_CONFLICT, message).with("version", &actual)
+        }
+        DocumentFault::Missing => reply(reason::DOCUMENT_MISSING, "the document does not exist"),
+        DocumentFault::Exists => {
+            let message = format!("the document exists already, with version {actual}");
+            reply(reason::DOCUMENT_EXISTS, message).with("version", &actual)
+        }
+        DocumentFault::TooLarge => {
+            let message = format!("the document would have {actual} bytes of JSON, which is more than one may");
+            reply(reason::DOCUMENT_TOO_LARGE, message).with("bytes", &actual)
+        }
+    }
 }
 
 fn constraint(kind: ConstraintKind, name: &str) -> Reply {
-    let (code, reason, what) = match kind {
-        ConstraintKind::Unique => (Code::AlreadyExists, "UNIQUE_VIOLATION", "unique constraint"),
-        ConstraintKind::ForeignKey => (Code::FailedPrecondition, "FOREIGN_KEY_VIOLATION", "foreign key"),
-        ConstraintKind::Check => (Code::FailedPrecondition, "CHECK_VIOLATION", "check constraint"),
-        ConstraintKind::NotNull => (Code::FailedPrecondition, "NOT_NULL_VIOLATION", "not-null constraint of column"),
+    let (reason, what) = match kind {
+        ConstraintKind::Unique => (reason::UNIQUE_VIOLATION, "unique constraint"),
+        ConstraintKind::ForeignKey => (reason::FOREIGN_KEY_VIOLATION, "foreign key"),
+        ConstraintKind::Check => (reason::CHECK_VIOLATION, "check constraint"),
+        ConstraintKind::NotNull => (reason::NOT_NULL_VIOLATION, "not-null constraint of column"),
     };
-    reply(code, reason, format!("the operation violates the {what} {name:?}")).with("constraint", &name)
+    reply(reason, format!("the operation violates the {what} {name:?}")).with("constraint", &name)
 }
 
 fn expected_rows(min: i64, max: i64) -> String {

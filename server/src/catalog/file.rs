@@ -3,6 +3,7 @@
 //! ```sql
 //! -- name: activate_user
 //! -- expect: one
+//! -- access: read_write
 //! -- Any further comment line up to the statement describes the command.
 //! update users set status = 'active' where id = :user_id
 //! ```
@@ -19,6 +20,7 @@ use super::error::{Error, Place, Problem};
 
 const NAME_CHARS_MAX: usize = 128;
 const NAME_HINT: &str = "a name has up to 128 of a-z, 0-9 and _, in parts joined by dots, each beginning with a letter";
+const ACCESS_HINT: &str = "write read_only or read_write";
 const EXPECT_HINT: &str = "write one, at_most_one, at_least_one, any, or a number of rows";
 
 /// A file's text.
@@ -33,6 +35,7 @@ pub(super) struct Declared {
     pub(super) name: String,
     pub(super) description: String,
     pub(super) expect: RowExpectation,
+    pub(super) read_only: bool,
     /// Where its header begins.
     pub(super) offset: usize,
     /// Where its SQL is, comments around it included.
@@ -115,14 +118,15 @@ impl Source {
     }
 
     fn close(&self, header: Header, end: usize, problems: &mut Vec<Problem>) -> Option<Declared> {
-        let Header { name, description, expect, offset, body_start, .. } = header;
+        let Header { name, description, expect, access, offset, body_start } = header;
         let Some(start) = body_start else {
             let message = format!("command `{name}` has no statement");
             problems.push(self.problem(offset, message, "write it below the header"));
             return None;
         };
         let expect = expect.unwrap_or(RowExpectation::ANY);
-        Some(Declared { name, description: description.join("\n"), expect, offset, body: start..end })
+        let read_only = access == Some(Access::ReadOnly);
+        Some(Declared { name, description: description.join("\n"), expect, read_only, offset, body: start..end })
     }
 }
 
@@ -131,13 +135,14 @@ struct Header {
     name: String,
     description: Vec<String>,
     expect: Option<RowExpectation>,
+    access: Option<Access>,
     offset: usize,
     body_start: Option<usize>,
 }
 
 impl Header {
     fn new(name: &str, offset: usize) -> Self {
-        Self { name: name.to_owned(), description: Vec::new(), expect: None, offset, body_start: None }
+        Self { name: name.to_owned(), description: Vec::new(), expect: None, access: None, offset, body_start: None }
     }
 
     fn read(&mut self, line: Line<'_>, start: usize) -> Result<(), (String, &'static str)> {
@@ -151,6 +156,17 @@ impl Header {
             Line::Key { key: Key::Expect, value } => {
                 let expect = parse_expect(value).ok_or_else(|| (format!("bad expectation `{value}`"), EXPECT_HINT))?;
                 self.expect = Some(expect);
+                Ok(())
+            }
+            Line::Key { key: Key::Access, .. } if self.body_start.is_some() => {
+                Err(("`access` inside a statement".to_owned(), "move it up, below `-- name:`"))
+            }
+            Line::Key { key: Key::Access, .. } if self.access.is_some() => {
+                Err(("a second `access`".to_owned(), "keep one"))
+            }
+            Line::Key { key: Key::Access, value } => {
+                let access = parse_access(value).ok_or_else(|| (format!("bad access `{value}`"), ACCESS_HINT))?;
+                self.access = Some(access);
                 Ok(())
             }
             Line::Comment(text) if self.body_start.is_none() => {
@@ -170,6 +186,14 @@ impl Header {
 enum Key {
     Name,
     Expect,
+    Access,
+}
+
+/// Whether a command may be run by a query.
+#[derive(Clone, Copy, PartialEq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -191,6 +215,7 @@ impl<'a> Line<'a> {
         match key.trim() {
             key if key.eq_ignore_ascii_case("name") => Self::Key { key: Key::Name, value },
             key if key.eq_ignore_ascii_case("expect") => Self::Key { key: Key::Expect, value },
+            key if key.eq_ignore_ascii_case("access") => Self::Key { key: Key::Access, value },
             _ => Self::Comment(comment),
         }
     }
@@ -207,6 +232,14 @@ fn check_name(name: &str) -> Result<(), String> {
             Err(format!("bad command name `{name}`"))
         }
         _ => Ok(()),
+    }
+}
+
+fn parse_access(text: &str) -> Option<Access> {
+    match text {
+        "read_only" => Some(Access::ReadOnly),
+        "read_write" => Some(Access::ReadWrite),
+        _ => None,
     }
 }
 

@@ -9,6 +9,7 @@
 //! Not here: running commands (`store`) and checking their row expectation against what they did.
 
 mod bind;
+mod document;
 mod error;
 mod file;
 mod lexer;
@@ -26,21 +27,26 @@ use sqlx::{Connection as _, PgConnection};
 pub use bind::ParameterError;
 pub use error::{Error, Place, Problem};
 
-use crate::model::value::SqlType;
+use crate::model::{document::Verb, value::SqlType};
 
 /// CTE names that begin so are the store's own; a command may not use them.
 pub const RESERVED_PREFIX: &str = "outboxd_";
 
 /// All commands, by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Catalog {
     commands: BTreeMap<String, Arc<Command>>,
+    documents: [Arc<Command>; 4],
 }
 
 impl Catalog {
     /// A catalog without commands.
     pub fn empty() -> Self {
-        Self::default()
+        Self::of(BTreeMap::new())
+    }
+
+    fn of(commands: BTreeMap<String, Arc<Command>>) -> Self {
+        Self { commands, documents: document::commands().map(Arc::new) }
     }
 
     /// Reads every `*.sql` file in `dir` (not in folders below it), by name, and prepares each command on `conn`.
@@ -71,12 +77,22 @@ impl Catalog {
                 }
             }
         }
-        if problems.is_empty() { Ok(Self { commands }) } else { Err(Error::Files(problems)) }
+        if problems.is_empty() { Ok(Self::of(commands)) } else { Err(Error::Files(problems)) }
     }
 
     /// The command of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Command>> {
         self.commands.get(name)
+    }
+
+    /// The server's own command that does this to a document.
+    pub fn document(&self, verb: &Verb) -> &Arc<Command> {
+        &self.documents[document::index(verb)]
+    }
+
+    /// Every command, the server's own too.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Command>> {
+        self.commands.values().chain(&self.documents)
     }
 
     /// All names, in order.
@@ -106,7 +122,7 @@ pub struct Command {
     pub columns: Vec<Column>,
     /// How many rows it must return or change.
     pub expect: RowExpectation,
-    /// Is it a plain SELECT that neither changes nor locks rows?
+    /// Is it declared read-only? Then it is a plain SELECT that neither changes nor locks rows.
     pub read_only: bool,
     /// Its own CTEs, without the keyword WITH.
     pub with_list: Option<String>,

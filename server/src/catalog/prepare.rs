@@ -73,6 +73,10 @@ impl Draft<'_> {
         conn: &mut PgConnection,
         types: &mut Types,
     ) -> Result<Result<Command, Box<Problem>>, sqlx::Error> {
+        if self.declared.read_only && !self.statement.read_only {
+            let hint = "declare it `access: read_write`, or make it a plain SELECT";
+            return Ok(Err(self.at(self.statement.main.start, "a read_only command changes or locks rows", hint)));
+        }
         let whole = self.statement.with_list.as_ref().map_or(self.statement.main.start, |_| 0);
         let mut inferring = Sql::default();
         self.render(whole..self.statement.main.end, &[], &mut inferring);
@@ -154,7 +158,7 @@ impl Draft<'_> {
             namespace_position: self.names.iter().position(|name| name == NAMESPACE).map(|index| index + 1),
             columns,
             expect: self.declared.expect,
-            read_only: self.statement.read_only,
+            read_only: self.declared.read_only,
             with_list: self.statement.with_list.clone().map(render),
             recursive: self.statement.recursive,
             main: render(self.statement.main.clone()) + self.added_returning(),

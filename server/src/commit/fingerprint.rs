@@ -7,7 +7,8 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{
-    commit::{CommandCall, EventDraft, Request},
+    commit::{CommandCall, Consume, EventDraft, Operation, Request},
+    document::{DocumentCall, Precondition, Verb},
     value::Value,
 };
 
@@ -18,12 +19,18 @@ pub fn of(request: &Request) -> [u8; 32] {
     let mut hash = Hash(Sha256::new());
     hash.tag(VERSION);
     hash.length(request.operations.len());
-    for call in &request.operations {
-        hash.call(call);
+    for operation in &request.operations {
+        match operation {
+            Operation::Command(call) => hash.call(call),
+            Operation::Document(call) => hash.document(call),
+        }
     }
     hash.length(request.events.len());
     for event in &request.events {
         hash.event(event);
+    }
+    if let Some(consume) = &request.consume {
+        hash.consume(consume);
     }
     hash.0.finalize().into()
 }
@@ -58,6 +65,25 @@ impl Hash {
         }
     }
 
+    fn document(&mut self, call: &DocumentCall) {
+        // In the place of a command's name, whose length it cannot be.
+        self.length(usize::MAX);
+        self.tag(match call.verb {
+            Verb::Put(_) => 1,
+            Verb::Merge(_) => 2,
+            Verb::Delete => 3,
+            Verb::Check => 4,
+        });
+        self.bytes(call.collection.as_bytes());
+        self.bytes(call.id.as_bytes());
+        self.optional(call.verb.json().map(str::as_bytes));
+        match call.precondition {
+            None => self.tag(0),
+            Some(Precondition::Version(version)) => self.tagged(1, &version.to_le_bytes()),
+            Some(Precondition::Exists(exists)) => self.tagged(2, &[u8::from(exists)]),
+        }
+    }
+
     fn event(&mut self, event: &EventDraft) {
         self.optional(event.id.as_ref().map(|id| id.as_bytes().as_slice()));
         self.bytes(event.topic.as_bytes());
@@ -73,6 +99,13 @@ impl Hash {
             self.bytes(value.as_bytes());
         }
         self.optional(event.time.map(|t| t.timestamp_micros().to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
+    }
+
+    fn consume(&mut self, consume: &Consume) {
+        self.bytes(consume.consumer.as_bytes());
+        self.bytes(consume.source.as_bytes());
+        self.bytes(consume.event_id.as_bytes());
+        self.bytes(&consume.event_time.timestamp_micros().to_le_bytes());
     }
 
     fn value(&mut self, value: &Value) {
@@ -116,10 +149,26 @@ mod tests {
         let parameters = [("id".to_owned(), Value::Int(7))].into();
         Request {
             request_id: "r".into(),
-            operations: vec![CommandCall { name: "activate".into(), parameters }],
+            operations: vec![Operation::Command(CommandCall { name: "activate".into(), parameters })],
             events: vec![EventDraft { topic: "users".into(), event_type: "t".into(), ..EventDraft::default() }],
             ..Request::default()
         }
+    }
+
+    fn call(request: &mut Request) -> &mut CommandCall {
+        match &mut request.operations[0] {
+            Operation::Command(call) => call,
+            Operation::Document(_) => panic!("a command"),
+        }
+    }
+
+    fn document(verb: Verb, precondition: Option<Precondition>) -> Operation {
+        Operation::Document(DocumentCall { collection: "c".into(), id: "i".into(), verb, precondition })
+    }
+
+    fn consume() -> Consume {
+        let event_time = chrono::DateTime::UNIX_EPOCH;
+        Consume { consumer: "c".into(), source: "s".into(), event_id: uuid::Uuid::nil(), event_time }
     }
 
     #[test]
@@ -131,16 +180,25 @@ mod tests {
         };
         let prints = [
             of(&request()),
-            change(|r| r.operations[0].name.push('x')),
-            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Text("7".into())))),
-            change(|r| drop(r.operations[0].parameters.insert("id".into(), Value::Int(8)))),
-            change(|r| drop(r.operations[0].parameters.insert("id2".into(), Value::Null))),
+            change(|r| call(r).name.push('x')),
+            change(|r| drop(call(r).parameters.insert("id".into(), Value::Text("7".into())))),
+            change(|r| drop(call(r).parameters.insert("id".into(), Value::Int(8)))),
+            change(|r| drop(call(r).parameters.insert("id2".into(), Value::Null))),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Exists(true)))]),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Exists(false)))]),
+            change(|r| r.operations = vec![document(Verb::Check, Some(Precondition::Version(1)))]),
+            change(|r| r.operations = vec![document(Verb::Delete, None)]),
+            change(|r| r.operations = vec![document(Verb::Put("1".into()), None)]),
+            change(|r| r.operations = vec![document(Verb::Merge("1".into()), None)]),
             change(|r| r.operations.clear()),
             change(|r| r.events.clear()),
             change(|r| r.events[0].key = Some(vec![])),
             change(|r| r.events[0].data = Some(vec![])),
             change(|r| r.events[0].subject = Some(String::new())),
             change(|r| r.events[0].topic.push('x')),
+            change(|r| r.consume = Some(consume())),
+            change(|r| r.consume = Some(Consume { consumer: "d".into(), ..consume() })),
+            change(|r| r.consume = Some(Consume { event_id: uuid::Uuid::max(), ..consume() })),
             change(|r| drop(r.events[0].headers.insert("a".into(), "b".into()))),
         ];
         let distinct: std::collections::HashSet<_> = prints.iter().collect();

@@ -5,7 +5,11 @@ use outbox_proto::record;
 
 use crate::{
     config,
-    model::commit::{EventDraft, Request, uuid_time},
+    model::{
+        commit::{Consume, EventDraft, Operation, Request, uuid_time},
+        document::{DocumentCall, Verb},
+        value::{self, SqlType, Value},
+    },
 };
 
 const NAMESPACE_BYTES_MAX: usize = 64;
@@ -14,6 +18,11 @@ const REQUEST_ID_CHARS_MAX: usize = 128;
 const TOPIC_CHARS_MAX: usize = 249;
 const ATTRIBUTE_BYTES_MAX: usize = 1_024;
 const HEADERS_MAX: usize = 64;
+const CONSUMER_BYTES_MAX: usize = 128;
+const COLLECTION_BYTES_MAX: usize = 128;
+const DOCUMENT_ID_BYTES_MAX: usize = 512;
+/// A patch is applied by recursion, on the database's stack.
+const PATCH_DEPTH_MAX: usize = 100;
 
 /// A fault of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +33,20 @@ pub struct Violation {
     pub description: String,
 }
 
+/// The faults of a request.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) found: Vec<Violation>,
+    /// Whether one of them is a fault at any time: such a request can never have been applied. The others depend on
+    /// the clock or the configuration, and an earlier attempt may have come before they arose.
+    pub(super) lasting: bool,
+    /// Prefix of the fields being checked.
+    field: String,
+}
+
 /// Every fault of a request; none means that it may go on.
-pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Vec<Violation> {
-    let mut faults = Faults { found: Vec::new(), field: String::new() };
+pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+    let mut faults = Faults::default();
     faults.text("namespace", &request.namespace, NAMESPACE_BYTES_MAX);
     faults.check("request_id", !request.request_id.is_empty(), || "is required: a UUIDv7 is the best choice".into());
     let chars = request.request_id.chars().count();
@@ -35,26 +55,39 @@ pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Ut
     });
     faults.no_nul("request_id", &request.request_id);
     let (operations, events) = (request.operations.len(), request.events.len());
-    faults.check("operations", operations + events > 0, || "the request has neither operations nor events".into());
+    let empty = operations + events == 0 && request.consume.is_none();
+    faults.check("operations", !empty, || "the request has neither operations nor events".into());
+    if let Some(consume) = &request.consume {
+        faults.field = "consume.".into();
+        faults.consume(consume, config, now);
+        faults.field.clear();
+    }
     faults.count("operations", operations, config.operations_max);
     faults.count("events", events, config.events_max);
+    for (index, operation) in request.operations.iter().enumerate().take(config.operations_max) {
+        if let Operation::Document(call) = operation {
+            faults.field = format!("operations[{index}].{}.", document_field(&call.verb));
+            faults.document(call, config.document_bytes_max);
+            faults.field.clear();
+        }
+    }
     if events <= config.events_max {
         for (index, event) in request.events.iter().enumerate() {
             faults.field = format!("events[{index}].");
             faults.event(event, config, now);
         }
     }
-    faults.found
-}
-
-struct Faults {
-    found: Vec<Violation>,
-    /// Prefix of the fields being checked.
-    field: String,
+    faults
 }
 
 impl Faults {
     fn check(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
+        self.lasting |= !holds;
+        self.check_now(field, holds, description);
+    }
+
+    /// For what holds or not by the clock or the configuration.
+    fn check_now(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
         if !holds {
             let field = format!("{}{field}", self.field);
             self.found.push(Violation { field, description: description() });
@@ -62,7 +95,9 @@ impl Faults {
     }
 
     fn count(&mut self, field: &str, count: usize, max: usize) {
-        self.check(field, count <= max, || format!("has {count} elements; at most {max} are allowed in one commit"));
+        self.check_now(field, count <= max, || {
+            format!("has {count} elements; at most {max} are allowed in one commit")
+        });
     }
 
     fn no_nul(&mut self, field: &str, text: &str) {
@@ -76,6 +111,38 @@ impl Faults {
         });
     }
 
+    fn document(&mut self, call: &DocumentCall, bytes_max: usize) {
+        for (field, text, max) in
+            [("collection", &call.collection, COLLECTION_BYTES_MAX), ("id", &call.id, DOCUMENT_ID_BYTES_MAX)]
+        {
+            self.check(field, !text.is_empty(), || "is required".into());
+            self.text(field, text, max);
+        }
+        let checks = !matches!(call.verb, Verb::Check) || call.precondition.is_some();
+        self.check("precondition", checks, || "is required: it is what is checked".into());
+        let field = if matches!(call.verb, Verb::Merge(_)) { "patch" } else { "json" };
+        if let Some(json) = call.verb.json() {
+            let valid = Value::Json(json.to_owned()).to_sql_text(&SqlType::Jsonb);
+            self.check(field, valid.is_ok(), || valid.err().map(|error| error.to_string()).unwrap_or_default());
+            let flat = !matches!(call.verb, Verb::Merge(_)) || value::json_depth_fits(json, PATCH_DEPTH_MAX);
+            self.check(field, flat, || format!("is nested too deep; a patch may be nested {PATCH_DEPTH_MAX} deep"));
+            self.check_now(field, json.len() <= bytes_max, || {
+                format!("has {} bytes; at most {bytes_max} are allowed", json.len())
+            });
+        }
+    }
+
+    fn consume(&mut self, consume: &Consume, config: &config::Commit, now: DateTime<Utc>) {
+        self.check("consumer", !consume.consumer.is_empty(), || "is required: the handler's own name".into());
+        self.text("consumer", &consume.consumer, CONSUMER_BYTES_MAX);
+        self.check("source", !consume.source.is_empty(), || "is required: the event's `source`".into());
+        self.text("source", &consume.source, ATTRIBUTE_BYTES_MAX);
+        let window = clock_window(config);
+        self.check_now("event_time", consume.event_time - now <= window, || {
+            format!("is more than {} s ahead of the server's time {now}", window.num_seconds())
+        });
+    }
+
     fn event(&mut self, event: &EventDraft, config: &config::Commit, now: DateTime<Utc>) {
         self.topic(&event.topic);
         self.check("type", !event.event_type.is_empty(), || "is required, such as `user.activated`".into());
@@ -86,10 +153,10 @@ impl Faults {
         self.headers(event);
         self.size(event, config.event_bytes_max);
         if let Some(id) = &event.id {
-            let window = TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX));
+            let window = clock_window(config);
             let time = uuid_time(id);
             self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
-            self.check("id", time.is_none_or(|time| (time - now).abs() <= window), || {
+            self.check_now("id", time.is_none_or(|time| (time - now).abs() <= window), || {
                 format!("was made more than {} s from the server's time {now}", window.num_seconds())
             });
         }
@@ -117,8 +184,22 @@ impl Faults {
     fn size(&mut self, event: &EventDraft, max: usize) {
         let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         let size = headers + event.key.as_ref().map_or(0, Vec::len) + event.data.as_ref().map_or(0, Vec::len);
-        self.check("data", size <= max, || {
+        self.check_now("data", size <= max, || {
             format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
         });
     }
+}
+
+/// What the wire contract calls an operation on documents.
+fn document_field(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Put(_) => "put_document",
+        Verb::Merge(_) => "merge_document",
+        Verb::Delete => "delete_document",
+        Verb::Check => "check_document",
+    }
+}
+
+fn clock_window(config: &config::Commit) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(config.event_id_clock_window_ms).unwrap_or(i64::MAX))
 }

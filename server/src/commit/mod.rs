@@ -1,25 +1,33 @@
 //! The one way a request becomes a commit: checked against limits and catalog, completed, run.
 //!
-//! Every form of write goes through here, so that all have the same limits, idempotency and errors. It deliberately
-//! knows neither gRPC nor SQL.
+//! Every form of write goes through here, so that all have the same limits, idempotency and errors. Invariant: what
+//! depends on the clock, the configuration or the catalog refuses only a request that has not been answered, since
+//! each may have changed after an earlier attempt was applied. It deliberately knows neither gRPC nor SQL.
 
 mod draft;
 pub mod fingerprint;
+mod flight;
 mod limits;
+mod operation;
+mod query;
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use tracing::Instrument as _;
+
+use self::flight::{Boarding, Flight, Flights, Outcome, Passenger};
 pub use self::limits::Violation;
 use crate::{
     catalog::Catalog,
     config,
-    model::commit::{Answer, Request, RequestKey},
+    model::commit::{Answer, Disposition, Request, RequestKey},
     store::{
         self,
-        commit::{Commit, Executor, Operation},
+        commit::{Claim, Commit, Executor, Operation, Turn},
+        state::State,
     },
 };
 
@@ -32,12 +40,18 @@ pub enum Error {
     /// The catalog has no such command.
     #[error("there is no command {name:?}")]
     UnknownCommand {
-        /// Index of the operation.
-        operation: usize,
+        /// Index of the operation, in a commit.
+        operation: Option<usize>,
         /// The name in question.
         name: String,
         /// A name that is close to it.
         suggestion: Option<String>,
+    },
+    /// The command may change what it reads, so it is no query.
+    #[error("the command {name:?} is not declared read-only")]
+    NotReadOnly {
+        /// Its name.
+        name: String,
     },
     /// The request id is a UUIDv7 from before the window: whether it was applied is no longer known.
     #[error("the request id was made before the window of {window_hours} h")]
@@ -57,9 +71,19 @@ pub struct Committer(Arc<Inner>);
 struct Inner {
     catalog: Arc<Catalog>,
     executor: Executor,
+    state: State,
     config: config::Commit,
+    flights: Arc<Flights>,
     /// Called after a commit with events.
     committed: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What is to be done about a request.
+enum Plan {
+    /// To run it.
+    Commit(Commit),
+    /// To refuse it, unless it turns out to have been answered.
+    Refuse(Claim, Error),
 }
 
 impl Committer {
@@ -67,83 +91,122 @@ impl Committer {
     pub fn new(
         catalog: Arc<Catalog>,
         executor: Executor,
+        state: State,
         config: config::Commit,
         committed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inner { catalog, executor, config, committed: Box::new(committed) }))
+        let flights = Flights::new(config.queue_max);
+        Self(Arc::new(Inner { catalog, executor, state, config, flights, committed: Box::new(committed) }))
     }
 
     /// Commits a request, or answers what it was answered before.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]; shared by everyone who sent the request while it was under way.
     ///
     /// # Cancellation
-    /// As [`Executor::commit`].
-    pub async fn commit(&self, request: Request, deadline: Instant) -> Result<Answer, Error> {
-        let inner = &*self.0;
-        let commit = inner.prepare(request)?;
-        let has_events = !commit.events.is_empty();
-        let answer = inner.executor.commit(commit, deadline).await?;
-        if has_events {
-            (inner.committed)();
+    /// Dropping the future before a connection is free does nothing; after that the commit runs to its end.
+    pub async fn commit(&self, request: Request, deadline: Instant) -> Outcome {
+        let plan = self.0.plan(request)?;
+        let Claim { namespace, request_key, fingerprint, consume } = plan.claim();
+        let key = consume.as_ref().map_or(*request_key, |consume| consume.key(namespace));
+        let passenger = Passenger { request_key: *request_key, fingerprint: *fingerprint, consumes: consume.is_some() };
+        if plan.is_dry() {
+            return self.lead(None, plan, deadline).await;
         }
-        Ok(answer)
+        loop {
+            match self.0.flights.board(key, passenger).map_err(Error::from)? {
+                Boarding::Lead(flight) => return self.lead(Some(flight), plan, deadline).await,
+                Boarding::Follow(follower) => {
+                    if let Some(outcome) = follower.outcome(deadline).await {
+                        return outcome;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn lead(&self, flight: Option<Flight>, plan: Plan, deadline: Instant) -> Outcome {
+        let turn = self.0.executor.turn(deadline).await.map_err(Error::from)?;
+        let inner = Arc::clone(&self.0);
+        let run = async move {
+            let outcome = inner.run(turn, plan, deadline).await.map_err(Arc::new);
+            if let Some(flight) = flight {
+                flight.land(outcome.clone());
+            }
+            outcome
+        };
+        match tokio::spawn(run.in_current_span()).await {
+            Ok(outcome) => outcome,
+            Err(panic) => Err(Arc::new(store::Error::Internal(panic.into()).into())),
+        }
+    }
+}
+
+impl Plan {
+    fn claim(&self) -> &Claim {
+        match self {
+            Self::Commit(commit) => &commit.claim,
+            Self::Refuse(claim, _) => claim,
+        }
+    }
+
+    /// Whether its outcome is no answer for others that have its request id.
+    fn is_dry(&self) -> bool {
+        matches!(self, Self::Commit(commit) if commit.validate_only)
     }
 }
 
 impl Inner {
-    fn prepare(&self, request: Request) -> Result<Commit, Error> {
+    async fn run(&self, turn: Turn, plan: Plan, deadline: Instant) -> Result<Answer, Error> {
+        match plan {
+            Plan::Commit(commit) => {
+                let answer = turn.commit(&commit, deadline).await?;
+                if answer.disposition == Disposition::Applied && !commit.events.is_empty() {
+                    (self.committed)();
+                }
+                Ok(answer)
+            }
+            Plan::Refuse(claim, refusal) => turn.settle(&claim, deadline).await?.ok_or(refusal),
+        }
+    }
+
+    /// Checks a request. An error is a refusal that holds at any time; one that does not is part of the plan.
+    fn plan(&self, request: Request) -> Result<Plan, Error> {
         let now = Utc::now();
-        let violations = limits::check(&request, &self.config, now);
-        if !violations.is_empty() {
-            return Err(Error::Invalid(violations));
+        let faults = limits::check(&request, &self.config, now);
+        if faults.lasting {
+            return Err(Error::Invalid(faults.found));
         }
         let key = RequestKey::new(&request.namespace, &request.request_id);
+        let claim = Claim {
+            namespace: request.namespace.clone(),
+            request_key: key.key,
+            fingerprint: fingerprint::of(&request),
+            consume: request.consume.clone(),
+        };
+        let operations = match faults.found.as_slice() {
+            [] => self.prepare(&request, key, now),
+            _ => Err(Error::Invalid(faults.found)),
+        };
+        Ok(match operations {
+            Ok(operations) => Plan::Commit(self.complete(request, claim, operations, now)),
+            Err(refusal) => Plan::Refuse(claim, refusal),
+        })
+    }
+
+    fn prepare(&self, request: &Request, key: RequestKey, now: DateTime<Utc>) -> Result<Vec<Operation>, Error> {
         let window_hours = self.config.request_window_hours;
         if key.made_at.is_some_and(|made_at| made_at < now - chrono::Duration::hours(i64::from(window_hours))) {
             return Err(Error::RequestExpired { window_hours });
         }
-        let operations = self.bind(&request)?;
-        let fingerprint = fingerprint::of(&request);
+        operation::bind(&self.catalog, &self.config, &request.namespace, &request.operations)
+    }
+
+    fn complete(&self, request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
         let (source, trace) = (&self.config.default_source, &request.trace);
         let events =
             request.events.into_iter().map(|event| draft::complete(event, source, trace.as_ref(), now)).collect();
-        Ok(Commit {
-            namespace: request.namespace,
-            request_id: request.request_id,
-            request_key: key.key,
-            fingerprint,
-            operations,
-            events,
-        })
+        Commit { claim, request_id: request.request_id, operations, events, validate_only: request.validate_only }
     }
-
-    fn bind(&self, request: &Request) -> Result<Vec<Operation>, Error> {
-        let mut operations = Vec::with_capacity(request.operations.len());
-        let mut violations = Vec::new();
-        for (index, call) in request.operations.iter().enumerate() {
-            let Some(command) = self.catalog.get(&call.name) else {
-                let suggestion = closest(&call.name, self.catalog.names());
-                return Err(Error::UnknownCommand { operation: index, name: call.name.clone(), suggestion });
-            };
-            match command.bind(&request.namespace, &call.parameters) {
-                Ok(arguments) => operations.push(Operation { command: Arc::clone(command), arguments }),
-                Err(errors) => violations.extend(errors.into_iter().map(|error| Violation {
-                    field: format!("operations[{index}].command.parameters[{}]", error.name()),
-                    description: error.to_string(),
-                })),
-            }
-        }
-        if violations.is_empty() { Ok(operations) } else { Err(Error::Invalid(violations)) }
-    }
-}
-
-/// The name most like a wrong one, if any is like it.
-fn closest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    names
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.to_owned())
 }

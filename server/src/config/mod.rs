@@ -63,7 +63,9 @@ pub struct Database {
     pub url: String,
     /// Connections that run commits, each one commit at a time.
     pub commit_connections: u32,
-    /// Connections that serve reads.
+    /// Connections that read documents and run read-only commands.
+    pub query_connections: u32,
+    /// Connections that serve reads of the outbox itself.
     pub read_connections: u32,
     /// How long to wait for a connection to be made.
     pub connect_timeout_ms: u64,
@@ -76,6 +78,7 @@ impl Default for Database {
         Self {
             url: "postgres://postgres@127.0.0.1:5432/postgres".into(),
             commit_connections: 16,
+            query_connections: 4,
             read_connections: 4,
             connect_timeout_ms: 5_000,
             migrate_at_start: true,
@@ -97,14 +100,20 @@ pub struct Catalog {
 pub struct Commit {
     /// How long a request id is remembered.
     pub request_window_hours: u32,
-    /// Commits that may wait for a connection; more are refused with RESOURCE_EXHAUSTED.
+    /// How old an event may be that a request handles: marks are kept from its time on.
+    pub consume_window_hours: u32,
+    /// Commits that may wait for a connection, and as many for one with their request id; more are refused with RESOURCE_EXHAUSTED.
     pub queue_max: usize,
+    /// How often a commit that lost a deadlock or a serialization conflict is tried again, within its deadline.
+    pub conflict_retries_max: u32,
     /// Operations in one commit.
     pub operations_max: usize,
     /// Events in one commit.
     pub events_max: usize,
     /// Key, payload and headers of one event together. Stay below the topic's `max.message.bytes`.
     pub event_bytes_max: usize,
+    /// Bytes of one document's JSON.
+    pub document_bytes_max: usize,
     /// Rows that one operation may return.
     pub result_rows_max: u64,
     /// How far a caller's event id may lie from the server's clock, either way.
@@ -117,10 +126,13 @@ impl Default for Commit {
     fn default() -> Self {
         Self {
             request_window_hours: 168,
+            consume_window_hours: 168,
             queue_max: 1_024,
+            conflict_retries_max: 5,
             operations_max: 100,
             events_max: 10_000,
             event_bytes_max: 900 << 10,
+            document_bytes_max: 1 << 20,
             result_rows_max: 1_000,
             event_id_clock_window_ms: 600_000,
             default_source: "outboxd".into(),

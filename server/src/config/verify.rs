@@ -38,7 +38,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 19] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 23] {
         let (grpc, database, commit, relay) = (&self.grpc, &self.database, &self.commit, &self.relay);
         let day_ms = 86_400_000;
         [
@@ -46,13 +46,17 @@ impl Config {
             ("grpc.deadline_max_ms", grpc.deadline_max_ms, 1, day_ms),
             ("grpc.drain_ms", grpc.drain_ms, 0, day_ms),
             ("database.commit_connections", database.commit_connections.into(), 1, 1_000),
+            ("database.query_connections", database.query_connections.into(), 1, 1_000),
             ("database.read_connections", database.read_connections.into(), 1, 1_000),
             ("database.connect_timeout_ms", database.connect_timeout_ms, 1, day_ms),
             ("commit.request_window_hours", commit.request_window_hours.into(), 1, 24 * 366),
+            ("commit.consume_window_hours", commit.consume_window_hours.into(), 1, commit.request_window_hours.into()),
             ("commit.queue_max", commit.queue_max as u64, 1, 1 << 20),
+            ("commit.conflict_retries_max", commit.conflict_retries_max.into(), 0, 100),
             ("commit.operations_max", commit.operations_max as u64, 1, 10_000),
             ("commit.events_max", commit.events_max as u64, 1, 100_000),
             ("commit.event_bytes_max", commit.event_bytes_max as u64, 1, 256 << 20),
+            ("commit.document_bytes_max", commit.document_bytes_max as u64, 1, 128 << 20),
             ("commit.result_rows_max", commit.result_rows_max, 1, 1 << 20),
             ("commit.event_id_clock_window_ms", commit.event_id_clock_window_ms, 1, day_ms),
             ("relay.lease_ttl_ms", relay.lease_ttl_ms, 1_000, day_ms),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::{Uuid, Variant};
 
-use super::{event::TraceContext, value::Value};
+use super::{document::DocumentCall, event::TraceContext, value::Value};
 
 /// One atomic request as its caller wrote it: checked for form, not yet against the catalog and the limits.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,11 +17,24 @@ pub struct Request {
     /// The caller's name for this request.
     pub request_id: String,
     /// Business-state changes, in order.
-    pub operations: Vec<CommandCall>,
+    pub operations: Vec<Operation>,
     /// Events, in order.
     pub events: Vec<EventDraft>,
+    /// The event that it is a consumer's answer to.
+    pub consume: Option<Consume>,
+    /// Whether nothing is to be written, and only said what would be.
+    pub validate_only: bool,
     /// Trace context of the call, given to every event. Not part of what makes two requests the same.
     pub trace: Option<TraceContext>,
+}
+
+/// One business-state change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// Runs a command of the catalog.
+    Command(CommandCall),
+    /// Changes or checks a document.
+    Document(DocumentCall),
 }
 
 /// A call of a named command.
@@ -31,6 +44,33 @@ pub struct CommandCall {
     pub name: String,
     /// Parameters by name.
     pub parameters: BTreeMap<String, Value>,
+}
+
+/// An event as one consumer handles it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consume {
+    /// The handler's own name.
+    pub consumer: String,
+    /// The event's CloudEvents `source`.
+    pub source: String,
+    /// The event's id.
+    pub event_id: Uuid,
+    /// The event's own time.
+    pub event_time: DateTime<Utc>,
+}
+
+impl Consume {
+    /// Stands for (namespace, consumer, source, event id) in 16 bytes of a SHA-256 hash.
+    pub fn key(&self, namespace: &str) -> Uuid {
+        let mut hash = Sha256::new();
+        for part in [namespace, &self.consumer, &self.source] {
+            hash = hash.chain_update(part).chain_update([0]);
+        }
+        let hash = hash.chain_update(self.event_id).finalize();
+        let mut key = [0; 16];
+        key.copy_from_slice(&hash[..16]);
+        Uuid::from_bytes(key)
+    }
 }
 
 /// An event as its caller wrote it; what is absent the server fills in.
@@ -101,6 +141,10 @@ pub enum Disposition {
     Applied,
     /// An earlier call with the same request id had; this is its stored answer.
     Replayed,
+    /// The consumer has handled the event in another request; this is the answer stored with its mark.
+    Duplicate,
+    /// Nothing was applied, as asked; this is what would have been.
+    Validated,
 }
 
 /// The answer of a commit.

@@ -74,6 +74,11 @@ impl Value {
     }
 }
 
+/// Does a JSON text nest its objects and arrays no deeper than this?
+pub fn json_depth_fits(text: &str, depth_max: usize) -> bool {
+    json::depth_fits(text, depth_max)
+}
+
 /// Why a value does not fit its SQL type. The messages continue a sentence that begins with the value's name, and
 /// never repeat the value itself: it may be a secret.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

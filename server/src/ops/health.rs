@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use outbox_proto::v1::{event_service_server, outbox_service_server};
+use outbox_proto::v1::{command_service_server, event_service_server, outbox_service_server, state_service_server};
 use tokio::{sync::watch, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{
@@ -19,7 +19,13 @@ use crate::{relay, store::event::Reader};
 
 const EVERY: Duration = Duration::from_secs(1);
 const RELAY: &str = "outboxd.relay";
-const API: [&str; 3] = ["", outbox_service_server::SERVICE_NAME, event_service_server::SERVICE_NAME];
+const API: [&str; 5] = [
+    "",
+    outbox_service_server::SERVICE_NAME,
+    state_service_server::SERVICE_NAME,
+    command_service_server::SERVICE_NAME,
+    event_service_server::SERVICE_NAME,
+];
 
 /// Starts to report, until `shutdown`; from then on nothing serves, as before the first look.
 pub async fn start(

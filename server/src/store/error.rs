@@ -18,8 +18,8 @@ pub enum Error {
     /// applied is settled by sending it again with its request id.
     #[error("the database cannot be reached")]
     Unavailable(#[source] Source),
-    /// As many commits wait for a connection as may.
-    #[error("{0} commits are waiting already")]
+    /// As many calls wait for a connection as may.
+    #[error("{0} calls are waiting already")]
     QueueFull(usize),
     /// The deadline passed first.
     #[error("the deadline passed")]
@@ -44,6 +44,22 @@ pub enum Error {
     /// An event's id lies outside the time for which there are partitions.
     #[error("an event id lies outside the time the store has partitions for")]
     EventIdOutOfRange,
+    /// An event to be handled is older than marks are kept, and not known to be handled.
+    #[error("the event is older than marks are kept")]
+    EventTooOld,
+    /// A document is not what it must be.
+    #[error("document operation found {fault:?}, actual {actual}")]
+    Document {
+        /// In what way.
+        fault: DocumentFault,
+        /// Its version, 0 when it does not exist; of one too large its bytes.
+        actual: i64,
+        /// Index of the operation, when known.
+        operation: Option<usize>,
+    },
+    /// A read-only command tried to write.
+    #[error("a read-only command tried to write")]
+    NotReadOnly,
     /// An operation broke a constraint of the operator's tables.
     #[error("operation broke {kind:?} constraint {name:?}")]
     Constraint {
@@ -104,11 +120,26 @@ pub enum ConstraintKind {
     NotNull,
 }
 
+/// What is wrong with a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentFault {
+    /// It has another version than it must have.
+    Version,
+    /// It must exist.
+    Missing,
+    /// It must not exist.
+    Exists,
+    /// It would be larger than one may be.
+    TooLarge,
+}
+
 /// What to do about an error of the database.
 #[derive(Debug)]
 pub enum Failure {
     /// The claim found an answer: read it.
     Answered,
+    /// The claim found the mark of another request on its event: read that one's answer.
+    Handled,
     /// The connection is lost and with it the knowledge of what happened: claim again.
     Lost(Source),
     /// Final, or for the caller to retry.
@@ -135,7 +166,7 @@ impl Failure {
         match self {
             Self::Lost(source) => Error::Unavailable(source),
             Self::Final(error) => error,
-            Self::Answered => Error::Internal("a request was found answered outside a claim".into()),
+            Self::Answered | Self::Handled => Error::Internal("a request was found answered outside a claim".into()),
         }
     }
 }
@@ -145,15 +176,25 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
     let code = error.code().to_owned();
     let constraint =
         |kind| Error::Constraint { kind, name: error.constraint().unwrap_or_default().to_owned(), operation };
+    let detail = || error.detail().and_then(|detail| detail.parse().ok()).unwrap_or_default();
+    let document = |fault| Error::Document { fault, actual: detail(), operation };
     let ours = error.schema() == Some("outbox");
     Failure::Final(match code.as_str() {
         "OB001" => return Failure::Answered,
         "OB002" => Error::RequestIdReused,
+        "OB004" => return Failure::Handled,
+        "OB005" => Error::EventTooOld,
         "OB003" => match error.detail().and_then(|detail| serde_json::from_str(detail).ok()) {
             Some(rows) => Error::RowCount(rows),
             None => Error::Internal(error.into()),
         },
+        "OB006" => document(DocumentFault::Version),
+        "OB007" => document(DocumentFault::Missing),
+        "OB008" => document(DocumentFault::Exists),
+        "OB009" => document(DocumentFault::TooLarge),
+        "25006" => Error::NotReadOnly,
         "23505" if ours => Error::EventIdExists,
+        "23514" if ours && error.constraint().is_none() && error.table() == Some("marks") => Error::EventTooOld,
         "23514" if ours && error.constraint().is_none() => Error::EventIdOutOfRange,
         _ if ours => Error::Internal(error.into()),
         "23505" | "23P01" => constraint(ConstraintKind::Unique),
@@ -176,6 +217,11 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
 }
 
 impl Error {
+    /// Whether the database may say so of a statement before it has run any of it.
+    pub(super) fn may_precede_claim(&self) -> bool {
+        matches!(self, Self::BadValue { .. } | Self::Rejected { .. } | Self::Constraint { .. } | Self::Internal(_))
+    }
+
     /// The pause to recommend, for errors that a retry may cure.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -24,10 +24,23 @@ pub async fn run(connection: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Conflict`] when a lock is not to be had within two seconds: try again.
 pub async fn make_partitions(connection: &mut PgConnection) -> Result<i32, Error> {
+    make(connection, "select outbox.make_partitions($1)", DAYS_AHEAD).await
+}
+
+/// Makes the partitions of marks, for events as old as the window and for the days to come; returns how many were
+/// missing.
+///
+/// # Errors
+/// As [`make_partitions`].
+pub async fn make_mark_partitions(connection: &mut PgConnection, window_hours: u32) -> Result<i32, Error> {
+    let hours = i32::try_from(window_hours).unwrap_or(i32::MAX);
+    make(connection, "select outbox.make_mark_partitions(make_interval(hours => $1))", hours).await
+}
+
+async fn make(connection: &mut PgConnection, sql: &'static str, span: i32) -> Result<i32, Error> {
     let run = async {
         connection.execute("set lock_timeout = '2s'").await?;
-        let made = sqlx::query_scalar("select outbox.make_partitions($1)").bind(DAYS_AHEAD).fetch_one(&mut *connection);
-        let made = made.await;
+        let made = sqlx::query_scalar(sql).bind(span).fetch_one(&mut *connection).await;
         connection.execute("set lock_timeout = 0").await?;
         made
     };

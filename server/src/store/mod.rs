@@ -3,10 +3,12 @@
 //! It deliberately knows nothing of gRPC and Kafka.
 
 pub mod commit;
+mod connections;
 mod error;
 pub mod event;
 pub mod migrate;
 pub mod relay;
 pub mod session;
+pub mod state;
 
-pub use error::{ConstraintKind, Error, Failure, RowCount};
+pub use error::{ConstraintKind, DocumentFault, Error, Failure, RowCount};

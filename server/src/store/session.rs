@@ -21,6 +21,8 @@ const TIMEOUT_STEP: f64 = 1.25;
 pub struct Connector {
     options: PgConnectOptions,
     timeout: Duration,
+    /// Further settings of its sessions.
+    settings: &'static str,
 }
 
 impl Connector {
@@ -33,7 +35,14 @@ impl Connector {
         Ok(Self {
             options: options.application_name("outboxd").disable_statement_logging(),
             timeout: Duration::from_millis(config.connect_timeout_ms),
+            settings: "",
         })
+    }
+
+    /// One whose connections cannot write.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        Self { settings: "set default_transaction_read_only = on", ..self.clone() }
     }
 
     /// Opens a connection.
@@ -44,6 +53,9 @@ impl Connector {
         let opened = tokio::time::timeout(self.timeout, async {
             let mut connection = self.options.connect().await?;
             prepare(&mut connection).await?;
+            if !self.settings.is_empty() {
+                connection.execute(self.settings).await?;
+            }
             Ok::<_, sqlx::Error>(connection)
         });
         match opened.await {

@@ -209,6 +209,7 @@ async fn every_form_of_statement_runs_in_the_stores_frame() {
          -- name: update
          update shop.tree set parent = (:parents::int4[])[:at] where id = :id
          -- name: slice
+         -- access: read_only
          select (:items::int4[])[2:3] as both, (:items::int4[])[:at:] as tail
          -- name: delete
          delete from shop.tree where id = :id
@@ -217,6 +218,7 @@ async fn every_form_of_statement_runs_in_the_stores_frame() {
               back as (insert into shop.tree select id + 100, parent from gone returning id)
          select id from back order by id
          -- name: climb
+         -- access: read_only
          with recursive up(id, parent) as (
              select id, parent from shop.tree where id = :id
              union all select t.id, t.parent from shop.tree t join up on t.id = up.parent
@@ -225,8 +227,10 @@ async fn every_form_of_statement_runs_in_the_stores_frame() {
          -- name: lock
          select id from shop.tree where id = :id for update
          -- name: either
+         -- access: read_only
          (select 1 as n) union (select :n) order by n /* :x */
          -- name: wide
+         -- access: read_only
          select 'a:b' as \"a:b\", $$:x$$ as \"quote \"\"\", E'\\':x' as e, 1::text as t, pg_notify('x', 'y')
          -- name: merge
          merge into shop.tree t using (select :id::int4 as id) s on t.id = s.id

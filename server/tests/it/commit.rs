@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
+use outbox_harness::proxy::{Cut, Proxy};
 use outbox_proto::v1::{
     CommitRequest, CommitResponse, Disposition, GetCommitRequest, GetEventRequest, ListEventsRequest, value::Kind,
 };
@@ -10,7 +11,6 @@ use tonic::{Code, Request};
 use uuid::Uuid;
 
 use crate::support::{
-    proxy::Proxy,
     request::{add, array, call, commit, event, null, text},
     server::{Server, fault},
 };
@@ -151,10 +151,10 @@ async fn a_link_lost_while_committing_is_settled_by_claiming_again() {
         let request = commit(vec![add("a1", 1); operations], vec![event("t", "k")]);
 
         // One operation is one statement, which carries the id; more end in a COMMIT of their own.
-        proxy.arm(if operations == 1 { &request.request_id } else { "COMMIT" });
+        let cut_off = proxy.arm(if operations == 1 { &request.request_id } else { "COMMIT" }, Cut::During);
         let answer = cut.outbox().commit(request.clone()).await.expect("it is settled").into_inner();
 
-        assert!(!proxy.is_armed(), "the link was cut");
+        assert!(*cut_off.lock().expect("no holder panics"), "the link was cut");
         assert_eq!(answer.disposition(), Disposition::Replayed, "the lost transaction had committed");
         assert_eq!(answer.results.len(), operations);
         assert_eq!(server.balance("a1").await, 100 + i64::try_from(operations).expect("few"));

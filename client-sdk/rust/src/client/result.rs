@@ -92,7 +92,11 @@ impl Committed {
     pub fn disposition(&self) -> Disposition {
         match self.answer.disposition() {
             v1::Disposition::Replayed => Disposition::Replayed,
-            v1::Disposition::Applied | v1::Disposition::Unspecified => Disposition::Applied,
+            // This client neither consumes nor asks for validation.
+            v1::Disposition::Applied
+            | v1::Disposition::Duplicate
+            | v1::Disposition::Validated
+            | v1::Disposition::Unspecified => Disposition::Applied,
         }
     }
 

@@ -195,7 +195,6 @@ fn request(key: i64, payload: &str) -> CommitRequest {
     let parameters = [("key".to_owned(), Value { kind: Some(Kind::Int(key)) })].into();
     let call = CommandCall { name: "count".into(), parameters };
     CommitRequest {
-        namespace: String::new(),
         request_id: Uuid::now_v7().to_string(),
         operations: vec![Operation { kind: Some(operation::Kind::Command(call)) }],
         events: vec![NewEvent {
@@ -205,6 +204,7 @@ fn request(key: i64, payload: &str) -> CommitRequest {
             payload: Some(Payload::Text(payload.to_owned())),
             ..NewEvent::default()
         }],
+        ..CommitRequest::default()
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) const JSONB: &str = "a JSON document that jsonb can hold: no \\u0000,
 
 /// Is it one JSON document, not nested too deep?
 pub(super) fn check(text: &str) -> bool {
-    depth_fits(text) && serde_json::from_str::<IgnoredAny>(text).is_ok()
+    depth_fits(text, DEPTH_MAX) && serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 /// Does `jsonb` take its strings? `text` must have passed [`check`].
@@ -51,7 +51,8 @@ pub(super) fn check_text(text: &str) -> bool {
     !high
 }
 
-fn depth_fits(text: &str) -> bool {
+/// Are objects and arrays nested no deeper than this?
+pub(super) fn depth_fits(text: &str, depth_max: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in text.bytes() {
         match byte {
@@ -62,7 +63,7 @@ fn depth_fits(text: &str) -> bool {
             b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > DEPTH_MAX {
+        if depth > depth_max {
             return false;
         }
     }

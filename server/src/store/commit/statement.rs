@@ -7,37 +7,74 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments, postgres::types::PgInterval};
 
-use super::Commit;
+use super::{Claim, Commit, Windows};
 use crate::{
-    catalog::{Catalog, Command},
+    catalog::{Catalog, Command, RowExpectation},
     model::{commit::OperationResult, event::NewEvent},
+    store::{Error, RowCount},
 };
 
-/// Arguments of a claim: request key, fingerprint, window.
-const CLAIM_ARGUMENTS: usize = 3;
+/// The two forms of a claim: of a request id alone, or with the mark of an event that it handles.
+#[derive(Clone, Copy)]
+enum Form {
+    Request,
+    Consume,
+}
+
+impl Form {
+    const ALL: [Self; 2] = [Self::Request, Self::Consume];
+
+    fn of(claim: &Claim) -> usize {
+        (if claim.consume.is_some() { Self::Consume } else { Self::Request }) as usize
+    }
+
+    /// Request key, fingerprint, window; then namespace, consumer, source, event id, its time, and the marks' window.
+    fn arguments(self) -> usize {
+        match self {
+            Self::Request => 3,
+            Self::Consume => 9,
+        }
+    }
+
+    /// The call whose first parameter is `first`.
+    fn call(self, first: usize) -> String {
+        let function = match self {
+            Self::Request => "claim_request",
+            Self::Consume => "claim_consume",
+        };
+        let casts = ["uuid", "bytea", "interval", "text", "text", "text", "uuid", "timestamptz", "interval"];
+        let arguments = casts.iter().take(self.arguments()).zip(first..);
+        let arguments: Vec<_> = arguments.map(|(cast, parameter)| format!("${parameter}::{cast}")).collect();
+        format!("outbox.{function}({})", arguments.join(", "))
+    }
+}
+
 /// Arguments of `finish_request` after the claim's: namespace, request id, results, and the arrays of row counts and
 /// events.
 const FINISH_ARGUMENTS: usize = 17;
 
 /// The statements of a catalog, composed once.
 pub struct Statements {
-    fused: HashMap<String, Arc<str>>,
+    /// By form of claim, as `events_only` and `claim`.
+    fused: HashMap<String, [Arc<str>; 2]>,
     single: HashMap<String, Arc<str>>,
-    events_only: Arc<str>,
+    events_only: [Arc<str>; 2],
+    claim: [Arc<str>; 2],
     finish: Arc<str>,
     /// Rows that one operation may return.
-    pub(super) rows_max: u64,
+    pub(in crate::store) rows_max: u64,
 }
 
 impl Statements {
     /// Composes the statements of every command.
     pub fn new(catalog: &Catalog, rows_max: u64) -> Self {
-        let commands = || catalog.names().filter_map(|name| catalog.get(name));
+        let commands = || catalog.all();
         let fused = commands().filter(|c| can_fuse(c));
         Self {
-            fused: fused.map(|c| (c.name.clone(), fused_sql(c, rows_max).into())).collect(),
+            fused: fused.map(|c| (c.name.clone(), Form::ALL.map(|form| fused_sql(c, rows_max, form).into()))).collect(),
             single: commands().map(|c| (c.name.clone(), single_sql(c, rows_max).into())).collect(),
-            events_only: events_only_sql().into(),
+            events_only: Form::ALL.map(|form| events_only_sql(form).into()),
+            claim: Form::ALL.map(|form| format!("select {}", form.call(1)).into()),
             finish: finish_sql().into(),
             rows_max,
         }
@@ -47,24 +84,42 @@ impl Statements {
         self.fused.contains_key(&command.name)
     }
 
-    pub(super) fn fused(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
-        AssertSqlSafe(Arc::clone(&self.fused[&command.name]))
+    pub(super) fn fused(&self, command: &Command, claim: &Claim) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.fused[&command.name][Form::of(claim)]))
     }
 
-    pub(super) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
+    pub(in crate::store) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.single[&command.name]))
     }
 
-    pub(super) fn events_only(&self) -> AssertSqlSafe<Arc<str>> {
-        AssertSqlSafe(Arc::clone(&self.events_only))
+    pub(super) fn events_only(&self, claim: &Claim) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.events_only[Form::of(claim)]))
     }
 
-    pub(super) fn claim(&self) -> &'static str {
-        "select outbox.claim_request($1, $2, $3)"
+    pub(super) fn claim(&self, claim: &Claim) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.claim[Form::of(claim)]))
     }
 
     pub(super) fn finish(&self) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.finish))
+    }
+
+    /// Holds a result against what its command expects, and the limit on rows.
+    pub(in crate::store) fn check(
+        &self,
+        command: &Command,
+        operation: usize,
+        result: &OperationResult,
+    ) -> Result<(), Error> {
+        let rows = result.rows_affected;
+        if !command.expect.met_by(rows) {
+            let RowExpectation { min, max } = command.expect;
+            return Err(Error::RowCount(RowCount { operation, rows, min, max }));
+        }
+        if rows > self.rows_max(command) {
+            return Err(Error::TooManyRows { operation, max: self.rows_max });
+        }
+        Ok(())
     }
 
     /// The most rows an operation may affect: as its command expects, and as many as it may return.
@@ -110,42 +165,39 @@ fn single_sql(command: &Command, rows_max: u64) -> String {
 /// Claim, operation, events and answer in one statement. The end takes the request key from the claim's row, so that
 /// nothing runs before the claim, and the operation's rows, so that it runs after the operation: the slots are
 /// locked last.
-fn fused_sql(command: &Command, rows_max: u64) -> String {
+fn fused_sql(command: &Command, rows_max: u64, form: Form) -> String {
     let first = command.parameter_count + 1;
     let (main, gathered) = (&command.main, gathered(command, rows_max));
     let results = format!(
         "(select json_build_array(json_build_object('rows_affected', n, 'columns', ${}::text::json, 'rows', rows)) \
          from outboxd_answer)",
-        first + 5
+        first + form.arguments() + 2
     );
     format!(
         "with outboxd_claim as materialized (select {claim} as claimed),\noutboxd_op as (\n{main}\n),\n\
          outboxd_answer as ({gathered})\nselect f.results, f.committed_at from outboxd_claim, lateral {finish} as f",
-        claim = claim_call(first),
-        finish = finish_call(&format!("case when claimed then ${first} end"), first, &results),
+        claim = form.call(first),
+        finish = finish_call(&format!("case when claimed then ${first} end"), first, &results, form),
     )
 }
 
-fn events_only_sql() -> String {
+fn events_only_sql(form: Form) -> String {
+    let results = format!("${}::text::json", 1 + form.arguments() + 2);
     format!(
         "with outboxd_claim as materialized (select {claim} as claimed)\n\
          select f.results, f.committed_at from outboxd_claim, lateral {finish} as f",
-        claim = claim_call(1),
-        finish = finish_call("case when claimed then $1 end", 1, "$6::text::json"),
+        claim = form.call(1),
+        finish = finish_call("case when claimed then $1 end", 1, &results, form),
     )
 }
 
 fn finish_sql() -> String {
-    format!("select f.results, f.committed_at from {} as f", finish_call("$1", 1, "$6::text::json"))
-}
-
-fn claim_call(first: usize) -> String {
-    format!("outbox.claim_request(${first}::uuid, ${}::bytea, ${}::interval)", first + 1, first + 2)
+    format!("select f.results, f.committed_at from {} as f", finish_call("$1", 1, "$6::text::json", Form::Request))
 }
 
 /// `first` is the claim's first parameter; the end uses its key and fingerprint again.
-fn finish_call(key: &str, first: usize, results: &str) -> String {
-    let namespace = first + CLAIM_ARGUMENTS;
+fn finish_call(key: &str, first: usize, results: &str, form: Form) -> String {
+    let namespace = first + form.arguments();
     let mut call = format!("outbox.finish_request({key}, ${namespace}, ${}, ${}, {results}", namespace + 1, first + 1,);
     for parameter in namespace + 3..namespace + FINISH_ARGUMENTS {
         // Headers travel as texts: there is no array of jsonb on the client's side.
@@ -157,24 +209,36 @@ fn finish_call(key: &str, first: usize, results: &str) -> String {
 }
 
 /// The columns of a command as an answer stores them.
-pub(super) fn columns(command: &Command) -> Vec<(String, String)> {
+pub(in crate::store) fn columns(command: &Command) -> Vec<(String, String)> {
     command.columns.iter().map(|column| (column.name.clone(), column.ty.to_string())).collect()
 }
 
 /// The arguments of a statement, in the order its composer numbered them.
 #[derive(Default)]
-pub(super) struct Arguments(PgArguments);
+pub(in crate::store) struct Arguments(PgArguments);
 
 impl Arguments {
-    pub(super) fn texts(&mut self, texts: &[Option<String>]) {
+    pub(in crate::store) fn texts(&mut self, texts: &[Option<String>]) {
         for text in texts {
             self.add(text.as_deref());
         }
     }
 
-    pub(super) fn claim(&mut self, commit: &Commit, window: Duration) {
-        self.add(commit.request_key);
-        self.add(commit.fingerprint.as_slice());
+    pub(super) fn claim(&mut self, claim: &Claim, windows: Windows) {
+        self.request(claim, windows.request);
+        if let Some(consume) = &claim.consume {
+            self.add(claim.namespace.as_str());
+            self.add(consume.consumer.as_str());
+            self.add(consume.source.as_str());
+            self.add(consume.event_id);
+            self.add(consume.event_time);
+            self.add(interval(windows.consume));
+        }
+    }
+
+    fn request(&mut self, claim: &Claim, window: Duration) {
+        self.add(claim.request_key);
+        self.add(claim.fingerprint.as_slice());
         self.add(interval(window));
     }
 
@@ -183,9 +247,9 @@ impl Arguments {
     pub(super) fn finish(&mut self, commit: &Commit, statements: &Statements, results: Option<&[OperationResult]>) {
         if results.is_some() {
             // Its key and fingerprint are needed again; its window is bound so that the numbering stays the same.
-            self.claim(commit, Duration::ZERO);
+            self.request(&commit.claim, Duration::ZERO);
         }
-        self.add(commit.namespace.as_str());
+        self.add(commit.claim.namespace.as_str());
         self.add(commit.request_id.as_str());
         self.add(match (results, commit.operations.first()) {
             (Some(results), _) => json(results),
@@ -221,7 +285,7 @@ impl Arguments {
         self.0.add(value).expect("an argument within the request's limits can be encoded");
     }
 
-    pub(super) fn into_inner(self) -> PgArguments {
+    pub(in crate::store) fn into_inner(self) -> PgArguments {
         self.0
     }
 }

@@ -41,6 +41,11 @@ async fn what_postgres_refuses_is_told_with_file_line_and_column() {
             "a.sql:2:1: DO ALSO rules are not supported for data-modifying statements in WITH",
         ),
         ("select 1, nowhere.f()", "a.sql:2:11: schema \"nowhere\" does not exist"),
+        (
+            "-- access: read_only\nupdate shop.users set visits = 1",
+            "a.sql:3:1: a read_only command changes or locks rows; declare it `access: read_write`, or make it a plain SELECT",
+        ),
+        ("-- access: both\nselect 1", "a.sql:2:1: bad access `both`; write read_only or read_write"),
         ("select * from nowhere", "a.sql:2:15: relation \"nowhere\" does not exist"),
         (
             "select 1 where\n :a is null",

@@ -3,6 +3,5 @@
 pub(crate) mod faulty;
 pub(crate) mod otlp;
 pub(crate) mod outbox;
-pub(crate) mod proxy;
 pub(crate) mod request;
 pub(crate) mod server;

@@ -1,13 +1,14 @@
 //! Requests, short enough to read in a test.
 
 use outbox_proto::v1::{
-    Array, CommandCall, CommitRequest, NewEvent, Null, Operation, Value, new_event::Payload, operation, value::Kind,
+    Array, CheckDocument, CommandCall, CommitRequest, DeleteDocument, MergeDocument, NewEvent, Null, Operation,
+    Precondition, PutDocument, Value, new_event::Payload, operation, precondition, value::Kind,
 };
 use uuid::Uuid;
 
 /// A commit with a fresh request id.
 pub(crate) fn commit(operations: Vec<Operation>, events: Vec<NewEvent>) -> CommitRequest {
-    CommitRequest { namespace: String::new(), request_id: Uuid::now_v7().to_string(), operations, events }
+    CommitRequest { request_id: Uuid::now_v7().to_string(), operations, events, ..CommitRequest::default() }
 }
 
 pub(crate) fn call<const N: usize>(name: &str, parameters: [(&str, Kind); N]) -> Operation {
@@ -17,6 +18,30 @@ pub(crate) fn call<const N: usize>(name: &str, parameters: [(&str, Kind); N]) ->
 
 pub(crate) fn add(id: &str, amount: i64) -> Operation {
     call("add", [("id", text(id)), ("amount", Kind::Int(amount))])
+}
+
+pub(crate) fn put(id: &str, json: &str, precondition: Option<precondition::Kind>) -> Operation {
+    let (collection, id, json) = ("carts".into(), id.into(), json.into());
+    let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
+    Operation { kind: Some(operation::Kind::PutDocument(PutDocument { collection, id, json, precondition })) }
+}
+
+pub(crate) fn merge(id: &str, patch: &str, precondition: Option<precondition::Kind>) -> Operation {
+    let (collection, id, patch) = ("carts".into(), id.into(), patch.into());
+    let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
+    Operation { kind: Some(operation::Kind::MergeDocument(MergeDocument { collection, id, patch, precondition })) }
+}
+
+pub(crate) fn delete(id: &str, precondition: Option<precondition::Kind>) -> Operation {
+    let (collection, id) = ("carts".into(), id.into());
+    let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
+    Operation { kind: Some(operation::Kind::DeleteDocument(DeleteDocument { collection, id, precondition })) }
+}
+
+pub(crate) fn check(id: &str, precondition: precondition::Kind) -> Operation {
+    let (collection, id) = ("carts".into(), id.into());
+    let precondition = Some(Precondition { kind: Some(precondition) });
+    Operation { kind: Some(operation::Kind::CheckDocument(CheckDocument { collection, id, precondition })) }
 }
 
 pub(crate) fn event(topic: &str, key: &str) -> NewEvent {

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use outbox_harness::{eventually, postgres::Database};
-use outbox_proto::v1::{event_service_client::EventServiceClient, outbox_service_client::OutboxServiceClient};
+use outbox_proto::v1::{
+    command_service_client::CommandServiceClient, event_service_client::EventServiceClient,
+    outbox_service_client::OutboxServiceClient, state_service_client::StateServiceClient,
+};
 use outbox_server::{app, config::Config};
 use sqlx::{Executor as _, PgPool, postgres::PgPoolOptions};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -20,6 +23,7 @@ const SCHEMA: &str = "
     create type mood as enum ('glad', 'so so');
     create table accounts (id text primary key, balance bigint not null check (balance >= 0), note text);
     create table transfers (id uuid primary key, account text not null references accounts (id));
+    create function sneak() returns int language sql volatile as 'update accounts set balance = 0; select 1';
     insert into accounts select 'a' || n, 100 from generate_series(0, 199) as n;
 ";
 
@@ -36,7 +40,18 @@ insert into accounts (id, balance) values (:id, :balance)
 -- expect: one
 insert into transfers (id, account) values (:id, :account)
 
+-- name: balance
+-- expect: one
+-- access: read_only
+-- What an account holds.
+select balance from accounts where id = :id
+
+-- name: sneak
+-- access: read_only
+select sneak() as one
+
 -- name: list
+-- access: read_only
 select id, balance from accounts order by id
 
 -- name: set_note
@@ -87,18 +102,29 @@ impl Server {
     pub(crate) async fn at(url: String, database: Option<Arc<Database>>, change: impl FnOnce(&mut Config)) -> Self {
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("the database can be reached");
         pool.execute(SCHEMA).await.expect("the schema can be made");
-        Self::on(url, database, pool, change).await
+        Self::on(url, database, pool, CATALOG, change).await
     }
 
     /// One more server on the same database.
     pub(crate) async fn beside(&self, change: impl FnOnce(&mut Config)) -> Self {
-        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), change).await
+        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), CATALOG, change).await
     }
 
-    async fn on(url: String, database: Option<Arc<Database>>, pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
+    /// The same with another catalog.
+    pub(crate) async fn beside_with_catalog(&self, commands: &str) -> Self {
+        Self::on(self.url.clone(), self.database.clone(), self.pool.clone(), commands, |_| {}).await
+    }
+
+    async fn on(
+        url: String,
+        database: Option<Arc<Database>>,
+        pool: PgPool,
+        commands: &str,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let catalog = std::env::temp_dir().join(format!("outboxd-catalog-{}", Uuid::now_v7()));
         fs::create_dir(&catalog).expect("a folder can be made");
-        fs::write(catalog.join("test.sql"), CATALOG).expect("a file can be written");
+        fs::write(catalog.join("test.sql"), commands).expect("a file can be written");
 
         let mut config = Config::default();
         config.database.url.clone_from(&url);
@@ -118,6 +144,14 @@ impl Server {
 
     pub(crate) fn outbox(&self) -> OutboxServiceClient<Channel> {
         OutboxServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn state(&self) -> StateServiceClient<Channel> {
+        StateServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn commands(&self) -> CommandServiceClient<Channel> {
+        CommandServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn events(&self) -> EventServiceClient<Channel> {

@@ -1,7 +1,7 @@
-//! The connections that run commits: opened when first needed, kept open, one commit at a time each.
+//! Connections for one kind of call: opened when first needed, kept open, one call at a time each.
 //!
 //! A pool that asks the database whether a connection lives, before and after each use, would cost two round trips a
-//! commit; here a dead one is found by using it, and the commit claims again. Waiting is first come, first served,
+//! commit; here a dead one is found by using it, and the call tries again. Waiting is first come, first served,
 //! bounded in number and by each caller's deadline.
 
 use std::{
@@ -23,7 +23,7 @@ use crate::store::{
     session::{Connector, timeout_class},
 };
 
-/// All connections of an executor.
+/// All connections of its kind.
 pub(super) struct Connections {
     connector: Connector,
     permits: Arc<Semaphore>,
@@ -38,7 +38,7 @@ struct Session {
     timeout: Duration,
 }
 
-/// The right to use one connection. Dropping it closes the connection, so that a commit that ended in a way nobody
+/// The right to use one connection. Dropping it closes the connection, so that a call that ended in a way nobody
 /// looked at leaves nothing half done behind.
 pub(super) struct Lease {
     connector: Connector,

@@ -1,0 +1,85 @@
+//! Commits over a link that is cut before, during and after COMMIT: each applied once, every retry the first answer.
+
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a check that cannot run says why")]
+
+use std::{path::PathBuf, time::Instant};
+
+use clap::Parser;
+use outbox_harness::{
+    ambiguous::{self, Plan},
+    outboxd::Outboxd,
+    postgres::Database,
+    proxy::Proxy,
+};
+use outbox_proto::v1::{CommandCall, Operation, Value, operation, value::Kind};
+use sqlx::Executor as _;
+use uuid::Uuid;
+
+const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
+const KEYS: usize = 1_000;
+
+/// Cuts the link to the database at the worst moments.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The outboxd executable
+    #[arg(long, default_value = "target/release/outboxd")]
+    outboxd: PathBuf,
+    /// Requests; each is sent until it is answered, then once more
+    #[arg(long, default_value_t = 100_000)]
+    requests: usize,
+    /// Callers at once
+    #[arg(long, default_value_t = 32)]
+    callers: usize,
+    /// How many of a hundred committing messages lose their link
+    #[arg(long, default_value_t = 50)]
+    cut_percent: u32,
+    /// Seed of all random choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[tokio::main]
+async fn main() {
+    let options = Options::parse();
+    println!("{options:?}");
+    let folder = std::env::temp_dir().join(format!("outboxd-ambiguous-{}", Uuid::now_v7()));
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    let database = Database::fresh().await;
+    let pool = database.pool().await;
+    pool.execute("create table counters (key bigint primary key, n bigint not null)").await.expect("a table");
+    let keys = format!("insert into counters select k, 0 from generate_series(0, {KEYS} - 1) as k");
+    pool.execute(sqlx::AssertSqlSafe(keys)).await.expect("rows can be written");
+    let proxy = Proxy::start(&database.url).await;
+    let server = Outboxd::new(&options.outboxd, &proxy.url, folder.join("log"))
+        .set("catalog.dir", &folder.display().to_string())
+        .set("relay.enabled", "false");
+    let running = server.start();
+    server.serving().await;
+
+    let plan = Plan {
+        requests: options.requests,
+        callers: options.callers,
+        cut_percent: options.cut_percent,
+        seed: options.seed,
+    };
+    let start = Instant::now();
+    let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n % KEYS); 1 + n % 2]).await;
+    println!("{} requests in {:.1?}: {report:?}", options.requests, start.elapsed());
+
+    let number = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a number") };
+    let expected = i64::try_from(options.requests).expect("not so many");
+    // Every second request counts twice.
+    assert_eq!(number("select sum(n)::bigint from counters").await, expected + expected / 2, "each applied once");
+    assert_eq!(number("select count(*) from outbox.requests").await, expected, "each remembered once");
+    assert_eq!(number("select count(*) from outbox.events").await, expected, "each event stored once");
+    println!("every check held");
+    drop(running);
+    std::fs::remove_dir_all(&folder).expect("the folder can be removed");
+}
+
+fn count(key: usize) -> Operation {
+    let key = Value { kind: Some(Kind::Int(i64::try_from(key).expect("few keys"))) };
+    let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), key)].into() };
+    Operation { kind: Some(operation::Kind::Command(call)) }
+}

@@ -1,0 +1,74 @@
+//! Operations bound to what runs them: a command of the catalog, or the server's own for documents.
+//!
+//! Invariant: what comes out has one argument for each parameter of its statement, each valid text of its type.
+
+use std::sync::Arc;
+
+use super::{Error, Violation};
+use crate::{
+    catalog::{Catalog, Command, ParameterError},
+    config,
+    model::{
+        commit::{CommandCall, Operation},
+        document::{DocumentCall, Precondition},
+    },
+    store::commit,
+};
+
+/// Every operation, or every fault in them.
+pub(super) fn bind(
+    catalog: &Catalog,
+    config: &config::Commit,
+    namespace: &str,
+    operations: &[Operation],
+) -> Result<Vec<commit::Operation>, Error> {
+    let mut bound = Vec::with_capacity(operations.len());
+    let mut violations = Vec::new();
+    for (index, operation) in operations.iter().enumerate() {
+        match operation {
+            Operation::Command(call) => {
+                let command = find(catalog, call, Some(index))?;
+                match command.bind(namespace, &call.parameters) {
+                    Ok(arguments) => bound.push(commit::Operation { command: Arc::clone(command), arguments }),
+                    Err(errors) => violations.extend(faults(&format!("operations[{index}].command"), errors)),
+                }
+            }
+            Operation::Document(call) => bound.push(document(catalog, config, namespace, call)),
+        }
+    }
+    if violations.is_empty() { Ok(bound) } else { Err(Error::Invalid(violations)) }
+}
+
+/// The command that a call names.
+pub(super) fn find<'a>(
+    catalog: &'a Catalog,
+    call: &CommandCall,
+    operation: Option<usize>,
+) -> Result<&'a Arc<Command>, Error> {
+    catalog.get(&call.name).ok_or_else(|| {
+        let suggestion = catalog.suggest(&call.name).map(str::to_owned);
+        Error::UnknownCommand { operation, name: call.name.clone(), suggestion }
+    })
+}
+
+/// What is wrong with the parameters of a call that stands in this field.
+pub(super) fn faults(field: &str, errors: Vec<ParameterError>) -> impl Iterator<Item = Violation> {
+    errors.into_iter().map(move |error| Violation {
+        field: format!("{field}.parameters[{}]", error.name()),
+        description: error.to_string(),
+    })
+}
+
+fn document(catalog: &Catalog, config: &config::Commit, namespace: &str, call: &DocumentCall) -> commit::Operation {
+    let (version, exists) = match call.precondition {
+        None => (None, None),
+        Some(Precondition::Version(version)) => (Some(version.to_string()), None),
+        Some(Precondition::Exists(exists)) => (None, Some(exists.to_string())),
+    };
+    let mut arguments =
+        vec![Some(namespace.to_owned()), Some(call.collection.clone()), Some(call.id.clone()), version, exists];
+    if let Some(json) = call.verb.json() {
+        arguments.extend([Some(json.to_owned()), Some(config.document_bytes_max.to_string())]);
+    }
+    commit::Operation { command: Arc::clone(catalog.document(&call.verb)), arguments }
+}
