@@ -51,8 +51,41 @@ pub(crate) fn record_outcome(span: &Span, code: &'static str, attempts: u32) {
     }
 }
 
-/// The CONSUMER span of handling one event once.
-pub(crate) fn process_span(event: &Event, consumer: &str, group: &str) -> Span {
+/// The CONSUMER span of handling events once. Of one event it is a child of its creation; of a batch it has a link to
+/// the creation of each.
+pub(crate) fn process_span(events: &[&Event], consumer: &str, group: &str) -> Span {
+    match events {
+        [event] => single_span(event, consumer, group),
+        _ => batch_span(events, consumer, group),
+    }
+}
+
+fn batch_span(events: &[&Event], consumer: &str, group: &str) -> Span {
+    let first = events.first();
+    let topic = first.map_or("", |event| event.topic());
+    let span = tracing::info_span!(
+        "process",
+        otel.name = %format_args!("process {topic}"),
+        otel.kind = "consumer",
+        otel.status_code = Empty,
+        error.type = Empty,
+        messaging.system = "kafka",
+        messaging.operation.type = "process",
+        messaging.operation.name = "process",
+        messaging.destination.name = topic,
+        messaging.destination.partition.id = first.map(|event| tracing::field::display(event.partition())),
+        messaging.batch.message_count = events.len(),
+        messaging.consumer.group.name = group,
+        outbox.consumer = consumer,
+        outbox.duplicate = Empty,
+    );
+    for context in events.iter().filter_map(|event| creation_context(event)) {
+        span.add_link(context.span().span_context().clone());
+    }
+    span
+}
+
+fn single_span(event: &Event, consumer: &str, group: &str) -> Span {
     let span = tracing::info_span!(
         "process",
         otel.name = %format_args!("process {}", event.topic()),
