@@ -18,6 +18,24 @@ pub const TRACEPARENT: &str = "traceparent";
 /// Header of the W3C trace state.
 pub const TRACESTATE: &str = "tracestate";
 
+/// Prefix of the headers that tell where a record in a dead-letter topic comes from. No free header may start with it.
+pub const ORIGIN_PREFIX: &str = "outbox-origin-";
+/// The headers of a record in a dead-letter topic.
+pub mod origin {
+    /// The topic it was read from.
+    pub const TOPIC: &str = "outbox-origin-topic";
+    /// The partition it was read from.
+    pub const PARTITION: &str = "outbox-origin-partition";
+    /// Its offset there.
+    pub const OFFSET: &str = "outbox-origin-offset";
+    /// The consumer that could not handle it. On a record that was sent again: the only one that is to handle it.
+    pub const CONSUMER: &str = "outbox-origin-consumer";
+    /// Why it could not be handled.
+    pub const REASON: &str = "outbox-origin-reason";
+    /// How often that was tried.
+    pub const ATTEMPTS: &str = "outbox-origin-attempts";
+}
+
 const SPEC_VERSION: &str = "1.0";
 const CE_SPEC_VERSION: &str = "ce_specversion";
 const CE_ID: &str = "ce_id";
@@ -50,7 +68,7 @@ pub struct Attributes {
 }
 
 /// Why a record's headers are not those of an event.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
     /// A required header is absent, null or empty.
     #[error("header `{0}` is missing or empty: the record is not a CloudEvent in binary mode")]
@@ -71,7 +89,8 @@ pub enum DecodeError {
 
 /// Whether a caller may use this name for a free header.
 pub fn is_free_header(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with(ATTRIBUTE_PREFIX) && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
+    let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+    !name.is_empty() && !reserved && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
 }
 
 /// The attributes of an event that is stored elsewhere, to be encoded without copying them.
@@ -257,7 +276,7 @@ mod tests {
 
     #[test]
     fn names_the_codec_uses_are_not_free() {
-        for name in ["", "ce_id", "ce_anything", "content-type", "traceparent", "tracestate"] {
+        for name in ["", "ce_id", "ce_anything", "outbox-origin-topic", "content-type", "traceparent", "tracestate"] {
             assert!(!is_free_header(name), "{name}");
         }
         assert!(is_free_header("x-tenant"));

@@ -2,13 +2,14 @@
 //!
 //! - [`Client`] sends commits: business-state commands and events, applied together or not at all, safe to retry.
 //! - [`Consumer`] handles each event once: the mark that an event is handled commits with the handler's effects.
-//! - [`PostgresInbox`] is that guarantee by itself, without Kafka.
+//! - [`Inbox`] is that guarantee by itself, without Kafka; [`claim`] is what there is for effects outside a database.
 //!
 //! Both join OpenTelemetry traces through `tracing`; see `examples/commit.rs` and `examples/consumer.rs`.
 //!
 //! It deliberately publishes nothing itself: events reach Kafka through the server's outbox only.
 
 mod backoff;
+pub mod claim;
 pub mod client;
 pub mod consumer;
 pub mod inbox;
@@ -19,7 +20,9 @@ pub use client::{
     FromValue, Interval, IntoValue, NewEvent, Numeric, OperationResult, ReadError, Row, ValueError,
 };
 pub use consumer::{
-    BuildError, Consumer, ConsumerBuilder, ConsumerError, Event, Handler, HandlerError, HandlerFn, PayloadError,
-    RecordPlace, Stats, StatsReader,
+    BatchHandler, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
+    HandlerFn, PayloadError, RecordPlace, Stats, StatsReader,
 };
-pub use inbox::{Begun, InboxError, PostgresInbox, Transaction};
+#[cfg(feature = "sqlite")]
+pub use inbox::SqliteInbox;
+pub use inbox::{EventKey, Inbox, InboxError, PostgresInbox, ProcessError, Processed, Transaction};

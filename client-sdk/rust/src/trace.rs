@@ -9,11 +9,14 @@
 //! It deliberately records neither payloads nor keys.
 
 use opentelemetry::{
-    Context, SpanId, TraceFlags, TraceId, global,
+    Context, global,
     propagation::{Extractor, Injector},
-    trace::{SpanContext, TraceContextExt as _, TraceState},
+    trace::TraceContextExt as _,
 };
-use outbox_proto::record::{TRACEPARENT, TRACESTATE};
+use outbox_proto::{
+    record::{TRACEPARENT, TRACESTATE},
+    trace,
+};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -48,8 +51,41 @@ pub(crate) fn record_outcome(span: &Span, code: &'static str, attempts: u32) {
     }
 }
 
-/// The CONSUMER span of handling one event once.
-pub(crate) fn process_span(event: &Event, consumer: &str, group: &str) -> Span {
+/// The CONSUMER span of handling events once. Of one event it is a child of its creation; of a batch it has a link to
+/// the creation of each.
+pub(crate) fn process_span(events: &[&Event], consumer: &str, group: &str) -> Span {
+    match events {
+        [event] => single_span(event, consumer, group),
+        _ => batch_span(events, consumer, group),
+    }
+}
+
+fn batch_span(events: &[&Event], consumer: &str, group: &str) -> Span {
+    let first = events.first();
+    let topic = first.map_or("", |event| event.topic());
+    let span = tracing::info_span!(
+        "process",
+        otel.name = %format_args!("process {topic}"),
+        otel.kind = "consumer",
+        otel.status_code = Empty,
+        error.type = Empty,
+        messaging.system = "kafka",
+        messaging.operation.type = "process",
+        messaging.operation.name = "process",
+        messaging.destination.name = topic,
+        messaging.destination.partition.id = first.map(|event| tracing::field::display(event.partition())),
+        messaging.batch.message_count = events.len(),
+        messaging.consumer.group.name = group,
+        outbox.consumer = consumer,
+        outbox.duplicate = Empty,
+    );
+    for context in events.iter().filter_map(|event| creation_context(event)) {
+        span.add_link(context.span().span_context().clone());
+    }
+    span
+}
+
+fn single_span(event: &Event, consumer: &str, group: &str) -> Span {
     let span = tracing::info_span!(
         "process",
         otel.name = %format_args!("process {}", event.topic()),
@@ -90,15 +126,9 @@ pub(crate) fn inject(span: &Span, metadata: &mut MetadataMap) {
 }
 
 fn inject_w3c(context: &Context, into: &mut impl Injector) {
-    let span = context.span();
-    let span = span.span_context();
-    if !span.is_valid() {
-        return;
-    }
-    let flags = span.trace_flags() & TraceFlags::SAMPLED;
-    into.set(TRACEPARENT, format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id()));
-    let state = span.trace_state().header();
-    if !state.is_empty() {
+    let Some((parent, state)) = trace::write(context.span().span_context()) else { return };
+    into.set(TRACEPARENT, parent);
+    if let Some(state) = state {
         into.set(TRACESTATE, state);
     }
 }
@@ -110,24 +140,8 @@ fn creation_context(event: &Event) -> Option<Context> {
     if context.span().span_context().is_valid() {
         return Some(context);
     }
-    let span = extract_w3c(headers.traceparent?, headers.tracestate)?;
+    let span = trace::read(headers.traceparent?, headers.tracestate)?;
     Some(Context::new().with_remote_span_context(span))
-}
-
-/// Reads W3C Trace Context 1, section 3.2: a later version may append fields, which are ignored.
-fn extract_w3c(traceparent: &str, tracestate: Option<&str>) -> Option<SpanContext> {
-    let mut parts = traceparent.trim().split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex =
-        |text: &str, len: usize| text.len() == len && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let well_formed = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16) && hex(flags, 2);
-    if !well_formed || (version == "00" && parts.next().is_some()) {
-        return None;
-    }
-    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
-    let state = tracestate.and_then(|s| s.parse::<TraceState>().ok()).unwrap_or_default();
-    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
-    Some(SpanContext::new(trace, span, flags, true, state)).filter(SpanContext::is_valid)
 }
 
 struct Metadata<'a>(&'a mut MetadataMap);
@@ -168,28 +182,11 @@ mod tests {
 
     #[test]
     fn a_context_survives_the_way_without_a_global_propagator() {
-        let span = extract_w3c(PARENT, Some("a=b,c=d")).expect("a valid header");
-        let context = Context::new().with_remote_span_context(span.clone());
+        let span = trace::read(PARENT, Some("a=b,c=d")).expect("a valid header");
+        let context = Context::new().with_remote_span_context(span);
         let mut metadata = MetadataMap::new();
         inject_w3c(&context, &mut Metadata(&mut metadata));
         let text = |name: &str| metadata.get(name).and_then(|v| v.to_str().ok());
         assert_eq!((text(TRACEPARENT), text(TRACESTATE)), (Some(PARENT), Some("a=b,c=d")));
-        assert!(span.is_sampled() && span.is_remote());
-    }
-
-    #[test]
-    fn a_malformed_header_is_no_context() {
-        let malformed = [
-            "",
-            "00",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-extra",
-        ];
-        for header in malformed {
-            assert_eq!(extract_w3c(header, None), None, "{header}");
-        }
-        assert!(extract_w3c("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-extra", None).is_some());
     }
 }

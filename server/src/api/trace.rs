@@ -9,7 +9,10 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use opentelemetry::{propagation::TextMapPropagator as _, trace::TraceContextExt as _};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use outbox_proto::record::{TRACEPARENT, TRACESTATE};
+use outbox_proto::{
+    record::{TRACEPARENT, TRACESTATE},
+    trace,
+};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -46,8 +49,8 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let span = span(request.uri().path(), request.headers());
-        if let Some(trace) = creation_context(&span, request.headers()) {
-            request.extensions_mut().insert(trace);
+        if let Some(context) = creation_context(&span, request.headers()) {
+            request.extensions_mut().insert(context);
         }
         let response = self.0.call(request);
         let record = span.clone();
@@ -57,8 +60,9 @@ where
                 // Absent: the status stands in the trailers, and only success gets that far.
                 let status = response.headers().get("grpc-status").and_then(|status| status.to_str().ok());
                 let status = tonic::Code::from_bytes(status.unwrap_or("0").as_bytes());
-                record.record("rpc.response.status_code", tracing::field::debug(status));
+                record.record("rpc.response.status_code", trace::status_code(status));
                 if is_fault(status) {
+                    record.record("error.type", trace::status_code(status));
                     record.record("otel.status_code", "ERROR");
                 }
                 Ok(response)
@@ -92,6 +96,7 @@ fn span(path: &str, headers: &HeaderMap) -> Span {
         rpc.system.name = "grpc",
         rpc.method = method,
         rpc.response.status_code = Empty,
+        error.type = Empty,
     );
     let parent = TraceContextPropagator::new().extract(&Headers(headers));
     if parent.span().span_context().is_valid() {
@@ -103,12 +108,7 @@ fn span(path: &str, headers: &HeaderMap) -> Span {
 
 /// The context for the events of a call: that of the server's span, or else the caller's own.
 fn creation_context(span: &Span, headers: &HeaderMap) -> Option<TraceContext> {
-    let context = span.context();
-    let context = context.span().span_context().clone();
-    if context.is_valid() {
-        let flags = context.trace_flags().to_u8();
-        let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
-        let state = Some(context.trace_state().header()).filter(|state| !state.is_empty());
+    if let Some((parent, state)) = trace::write(span.context().span().span_context()) {
         return Some(TraceContext { parent, state });
     }
     let given = TraceContextPropagator::new().extract(&Headers(headers));

@@ -45,7 +45,7 @@ impl Client {
         let mut attempts = 0;
         let outcome = self.attempts(call, message, send, &span, &mut attempts).instrument(span.clone()).await;
         let code = outcome.as_ref().err().map_or(Code::Ok, CommitError::code);
-        trace::record_outcome(&span, code_name(code), attempts);
+        trace::record_outcome(&span, outbox_proto::trace::status_code(code), attempts);
         outcome
     }
 
@@ -94,28 +94,5 @@ impl Client {
             tracing::debug!(attempt = *attempts, delay = ?delay, error = %status.code(), "the call is tried again");
             sleep(delay).await;
         }
-    }
-}
-
-/// A code's name as gRPC writes it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

@@ -77,6 +77,40 @@ pub enum ConsumerError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The handler said that the event cannot be handled, or another event had been handled under its source and id,
+    /// and there is no dead-letter topic. The event's offset is not committed.
+    #[error("event {event_id} at {place} cannot be handled and there is no dead-letter topic; nothing after it was")]
+    NoDeadLetters {
+        /// Where it is.
+        place: RecordPlace,
+        /// The event's id.
+        event_id: Uuid,
+        /// Why it cannot be handled.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The dead-letter topic does not take a record. Its offset is not committed.
+    #[error("the record at {place} cannot be handled ({reason}), and the dead-letter topic refuses it")]
+    DeadLetterRefused {
+        /// Where it is.
+        place: RecordPlace,
+        /// Why it cannot be handled.
+        reason: String,
+        /// Why Kafka does not take it.
+        #[source]
+        source: Box<KafkaError>,
+    },
+    /// The handler said that nothing can be handled. The event's offset is not committed.
+    #[error("the handler stopped the consumer at event {event_id} at {place}")]
+    Fatal {
+        /// Where it is.
+        place: RecordPlace,
+        /// The event's id.
+        event_id: Uuid,
+        /// What the handler said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// Kafka's client library gave up, or its settings were refused.
     #[error("the Kafka client failed for good")]
     Kafka(#[source] KafkaError),

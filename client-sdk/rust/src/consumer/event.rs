@@ -3,8 +3,10 @@
 //! Invariant: what is here is what the record held, byte for byte. It deliberately does not interpret payloads beyond
 //! reading JSON when asked to.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
-use outbox_proto::record::{Attributes, DecodeError};
+use outbox_proto::record::{Attributes, DecodeError, origin};
 use rdkafka::{
     Message as _,
     message::{Headers as _, OwnedMessage},
@@ -12,9 +14,15 @@ use rdkafka::{
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-/// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it.
+use crate::inbox::{Content, EventKey};
+
+/// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it. Cheap to
+/// clone.
+#[derive(Clone, Debug)]
+pub struct Event(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Event {
+struct Inner {
     record: OwnedMessage,
     attributes: Attributes,
 }
@@ -47,50 +55,71 @@ pub enum PayloadError {
 }
 
 impl Event {
-    pub(super) fn decode(record: OwnedMessage) -> Result<Self, DecodeError> {
+    /// Reads a record; one that is no event comes back as it was.
+    pub(crate) fn decode(record: OwnedMessage) -> Result<Self, (Box<OwnedMessage>, DecodeError)> {
         let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        let attributes = Attributes::decode(headers.map(|header| (header.key, header.value)))?;
-        Ok(Self { record, attributes })
+        match Attributes::decode(headers.map(|header| (header.key, header.value))) {
+            Ok(attributes) => Ok(Self(Arc::new(Inner { record, attributes }))),
+            Err(error) => Err((Box::new(record), error)),
+        }
+    }
+
+    /// What it is deduplicated by. Its content is type, key and payload: a repeat may differ in the rest.
+    pub fn dedup_key(&self) -> EventKey<'_> {
+        let payload = self.payload();
+        let present: &[u8] = if payload.is_some() { &[1] } else { &[0] };
+        let parts =
+            [self.event_type().as_bytes(), self.key().unwrap_or_default(), present, payload.unwrap_or_default()];
+        EventKey::new(self.source(), self.id()).holding(Content::of(parts))
+    }
+
+    /// Whether this consumer is to handle it: any event, but for one that was sent again to another.
+    pub(super) fn is_for(&self, consumer: &str) -> bool {
+        self.header(origin::CONSUMER).is_none_or(|only| only == consumer.as_bytes())
+    }
+
+    pub(super) fn record(&self) -> &OwnedMessage {
+        &self.0.record
     }
 
     /// What it is deduplicated by, within its source.
     pub fn id(&self) -> Uuid {
-        self.attributes.id
+        self.0.attributes.id
     }
 
     /// CloudEvents `source`: who made it.
     pub fn source(&self) -> &str {
-        &self.attributes.source
+        &self.0.attributes.source
     }
 
     /// CloudEvents `type`: what happened.
     pub fn event_type(&self) -> &str {
-        &self.attributes.event_type
+        &self.0.attributes.event_type
     }
 
     /// CloudEvents `subject`: what it happened to.
     pub fn subject(&self) -> Option<&str> {
-        self.attributes.subject.as_deref()
+        self.0.attributes.subject.as_deref()
     }
 
     /// CloudEvents `time`: when it happened. outboxd always sets it.
     pub fn time(&self) -> Option<DateTime<Utc>> {
-        self.attributes.time
+        self.0.attributes.time
     }
 
     /// The key, in whose order the events of a topic arrive.
     pub fn key(&self) -> Option<&[u8]> {
-        self.record.key()
+        self.0.record.key()
     }
 
     /// The payload; `None` for a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
-        self.record.payload()
+        self.0.record.payload()
     }
 
     /// Media type of the payload.
     pub fn content_type(&self) -> Option<&str> {
-        self.attributes.content_type.as_deref()
+        self.0.attributes.content_type.as_deref()
     }
 
     /// Reads the payload as JSON, whatever its content type.
@@ -112,35 +141,35 @@ impl Event {
 
     /// The free headers, in the order of the record.
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
-        self.attributes.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+        self.0.attributes.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
     }
 
     /// The value of the last free header of this name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let found = self.attributes.headers.iter().rev().find(|(n, _)| n == name);
+        let found = self.0.attributes.headers.iter().rev().find(|(n, _)| n == name);
         found.map(|(_, value)| value.as_slice())
     }
 
     /// Where it was read from.
     pub fn topic(&self) -> &str {
-        self.record.topic()
+        self.0.record.topic()
     }
 
     /// Where it was read from.
     pub fn partition(&self) -> i32 {
-        self.record.partition()
+        self.0.record.partition()
     }
 
     /// Where it was read from. A repeat has another offset and the same id.
     pub fn offset(&self) -> i64 {
-        self.record.offset()
+        self.0.record.offset()
     }
 
     pub(crate) fn traceparent(&self) -> Option<&str> {
-        self.attributes.traceparent.as_deref()
+        self.0.attributes.traceparent.as_deref()
     }
 
     pub(crate) fn tracestate(&self) -> Option<&str> {
-        self.attributes.tracestate.as_deref()
+        self.0.attributes.tracestate.as_deref()
     }
 }

@@ -1,10 +1,12 @@
 //! What a failed attempt means.
 //!
 //! Invariant: only failures that the event or its handler may have caused count against `max_attempts`; a database
-//! that is away, out of room or busy does not make an event poisonous. It deliberately does not decide on retries.
+//! that is away, out of room or busy does not make an event poisonous. It deliberately does not wait or retry: the
+//! worker does what the verdict says.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
+use super::HandlerError;
 use crate::inbox::InboxError;
 
 /// Why handling an event failed once. Its transaction is rolled back, or, where `Commit` lost the answer, settled by
@@ -13,21 +15,54 @@ use crate::inbox::InboxError;
 pub(super) enum AttemptError {
     #[error("the inbox failed")]
     Inbox(#[source] InboxError),
-    #[error("the handler failed")]
-    Handler(#[source] Box<dyn Error + Send + Sync>),
+    #[error("the handler failed: {0}")]
+    Handler(HandlerError),
     #[error("the handler panicked: {0}")]
     Panic(String),
     #[error("the transaction was not committed")]
     Commit(#[source] sqlx::Error),
+    #[error("another event was handled under the same source and id: its producer gave the id out twice")]
+    Conflict,
+    #[error("another instance is handling the event, for another {0:?} at most")]
+    Held(Duration),
+    #[error("the lease on the event was lost while it was handled: it may be handled twice")]
+    Late,
+}
+
+/// What is to be done with the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It will pass without the event or the handler being changed: try again, and do not count.
+    Wait(Option<Duration>),
+    /// Try again, as often as is allowed.
+    Retry(Option<Duration>),
+    /// No attempt will help.
+    DeadLetter,
+    /// Nothing can be handled.
+    Fatal,
 }
 
 impl AttemptError {
-    /// Whether it will pass without the event or the handler being changed.
-    pub(super) fn will_pass(&self) -> bool {
+    pub(super) fn verdict(&self) -> Verdict {
+        let pass = || causes(self).any(|e| e.downcast_ref().is_some_and(passes));
         match self {
-            Self::Inbox(_) => true,
-            Self::Panic(_) => false,
-            Self::Handler(_) | Self::Commit(_) => causes(self).any(|e| e.downcast_ref().is_some_and(passes)),
+            Self::Inbox(InboxError::NewerSchema { .. }) => Verdict::Fatal,
+            Self::Inbox(_) => Verdict::Wait(None),
+            Self::Held(left) => Verdict::Wait(Some(*left)),
+            Self::Late | Self::Panic(_) => Verdict::Retry(None),
+            Self::Conflict | Self::Handler(HandlerError::DeadLetter { .. }) => Verdict::DeadLetter,
+            Self::Handler(HandlerError::Fatal { .. }) => Verdict::Fatal,
+            Self::Handler(HandlerError::Retry { after, source }) => {
+                let passes = chain(&**source).any(|e| e.downcast_ref().is_some_and(passes));
+                if passes { Verdict::Wait(*after) } else { Verdict::Retry(*after) }
+            }
+            Self::Commit(_) => {
+                if pass() {
+                    Verdict::Wait(None)
+                } else {
+                    Verdict::Retry(None)
+                }
+            }
         }
     }
 
@@ -38,6 +73,9 @@ impl AttemptError {
             Self::Handler(_) => "handler",
             Self::Panic(_) => "panic",
             Self::Commit(_) => "commit",
+            Self::Conflict => "conflict",
+            Self::Held(_) => "held",
+            Self::Late => "late",
         }
     }
 
@@ -49,22 +87,26 @@ impl AttemptError {
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    chain(error)
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |e: &&'a (dyn Error + 'static)| (*e).source())
 }
 
-/// Source of the codes: PostgreSQL documentation, appendix A.
+/// Source of the codes: PostgreSQL documentation, appendix A; SQLite, "Result and Error Codes" (5 BUSY, 6 LOCKED).
 fn passes(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
+        | sqlx::Error::BeginFailed
         | sqlx::Error::WorkerCrashed => true,
         // Connection lost, out of resources, shutting down, serialisation failure, deadlock, read-only (failover).
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
-                || ["40001", "40P01", "25006"].contains(&&*code)
+                || ["40001", "40P01", "25006", "5", "6", "261", "517"].contains(&&*code)
         }),
         _ => false,
     }
@@ -77,11 +119,21 @@ mod tests {
     #[test]
     fn a_database_that_is_away_passes_and_a_broken_handler_does_not() {
         let io = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
-        assert!(AttemptError::Handler(Box::new(io())).will_pass());
-        assert!(AttemptError::Commit(io()).will_pass());
-        assert!(AttemptError::Inbox(InboxError::Database(io())).will_pass());
-        assert!(!AttemptError::Handler("no such user".into()).will_pass());
-        assert!(!AttemptError::Handler(Box::new(sqlx::Error::RowNotFound)).will_pass());
-        assert!(!AttemptError::Panic("index out of bounds".into()).will_pass());
+        let handler = |error: HandlerError| AttemptError::Handler(error).verdict();
+        assert_eq!(handler(io().into()), Verdict::Wait(None));
+        assert_eq!(AttemptError::Commit(io()).verdict(), Verdict::Wait(None));
+        assert_eq!(AttemptError::Inbox(InboxError::Database(io())).verdict(), Verdict::Wait(None));
+        assert_eq!(handler(HandlerError::new("no such user")), Verdict::Retry(None));
+        assert_eq!(handler(sqlx::Error::RowNotFound.into()), Verdict::Retry(None));
+        assert_eq!(AttemptError::Panic("index out of bounds".into()).verdict(), Verdict::Retry(None));
+    }
+
+    #[test]
+    fn what_a_handler_asks_for_is_done() {
+        let second = Duration::from_secs(1);
+        let handler = |error: HandlerError| AttemptError::Handler(error).verdict();
+        assert_eq!(handler(HandlerError::retry_after(second, "busy")), Verdict::Retry(Some(second)));
+        assert_eq!(handler(HandlerError::dead_letter("no such user")), Verdict::DeadLetter);
+        assert_eq!(handler(HandlerError::fatal("no such table")), Verdict::Fatal);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! It deliberately gets no way to say "handled": returning `Ok` is saying so, and the transaction decides.
 
-use std::{error::Error, fmt};
+use sqlx::{Database, Postgres};
 
-use super::Event;
+use super::{Event, HandlerError};
 use crate::inbox::Transaction;
 
 /// Handles events. Implemented by a type of one's own, or by a function:
@@ -40,69 +40,66 @@ use crate::inbox::Transaction;
 ///
 /// # Contract
 /// - *Effects*: what is done through `tx` happens exactly once per event and consumer. What is done elsewhere (a mail
-///   sent, another service called) happens once per *attempt*.
-/// - *Concurrency*: events of one partition are handled one at a time, in order; those of several at the same time.
-/// - *Failure*: `Err` and a panic roll `tx` back, and the same event is tried again; the partition waits.
+///   sent, another service called) happens once per *attempt*: that is what [`Effect`](super::Effect) is for.
+/// - *Concurrency*: events of one partition are handled one at a time, in order, unless the consumer's `concurrency`
+///   is more; then this holds for events of one key. Those of several partitions are handled at the same time.
+/// - *Failure*: `Err` and a panic roll `tx` back. What happens next, [`HandlerError`] says.
 /// - *Cancellation*: when the partition is taken away, or on shutdown, the future is dropped once the drain budget is
 ///   spent, and `tx` rolls back.
-/// - `tx` is committed by the consumer. Ending it with SQL of one's own (`commit`, `rollback`) breaks the promise.
-pub trait Handler: Send + Sync + 'static {
+/// - `tx` is committed by the consumer. Ending it with SQL of one's own (`commit`, `rollback`) breaks the promise. An
+///   error of the database that is caught and not passed on fails the commit: Postgres has given the transaction up.
+pub trait Handler<DB: Database = Postgres>: Send + Sync + 'static {
     /// Handles one event.
-    fn handle(&self, event: &Event, tx: &mut Transaction) -> impl Future<Output = Result<(), HandlerError>> + Send;
+    fn handle(&self, event: &Event, tx: &mut Transaction<DB>) -> impl Future<Output = Result<(), HandlerError>> + Send;
+}
+
+/// Handles events by the batch, in one transaction: far fewer round trips, where effects can be written together.
+///
+/// ```
+/// use outbox_sdk::{BatchHandler, Event, HandlerError, Transaction};
+///
+/// struct Count;
+///
+/// impl BatchHandler for Count {
+///     async fn handle(&self, events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
+///         let ids: Vec<_> = events.iter().map(|event| event.id()).collect();
+///         sqlx::query("insert into seen (event_id) select unnest($1::uuid[])").bind(ids).execute(&mut **tx).await?;
+///         Ok(())
+///     }
+/// }
+/// ```
+///
+/// # Contract
+/// As [`Handler`]'s. `events` are in the order of their partition, at least one, none handled before. When the batch
+/// fails, everything is rolled back and each event is handled singly: then only the failing one is retried.
+pub trait BatchHandler<DB: Database = Postgres>: Send + Sync + 'static {
+    /// Handles events.
+    fn handle(
+        &self,
+        events: &[&Event],
+        tx: &mut Transaction<DB>,
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
 
 /// A function or closure that can be a [`Handler`]; what makes `async fn` one. Not meant to be implemented.
-pub trait HandlerFn<'a>: Fn(&'a Event, &'a mut Transaction) -> Self::Handled {
+pub trait HandlerFn<'a, DB: Database>: Fn(&'a Event, &'a mut Transaction<DB>) -> Self::Handled {
     /// The function's future.
     type Handled: Future<Output = Result<(), HandlerError>> + Send + 'a;
 }
 
-impl<'a, F, R> HandlerFn<'a> for F
+impl<'a, DB: Database, F, R> HandlerFn<'a, DB> for F
 where
-    F: Fn(&'a Event, &'a mut Transaction) -> R,
+    F: Fn(&'a Event, &'a mut Transaction<DB>) -> R,
     R: Future<Output = Result<(), HandlerError>> + Send + 'a,
 {
     type Handled = R;
 }
 
-impl<F> Handler for F
+impl<DB: Database, F> Handler<DB> for F
 where
-    F: for<'a> HandlerFn<'a> + Send + Sync + 'static,
+    F: for<'a> HandlerFn<'a, DB> + Send + Sync + 'static,
 {
-    async fn handle(&self, event: &Event, tx: &mut Transaction) -> Result<(), HandlerError> {
+    async fn handle(&self, event: &Event, tx: &mut Transaction<DB>) -> Result<(), HandlerError> {
         self(event, tx).await
-    }
-}
-
-/// Why an event could not be handled this time. Every error converts into it with `?`.
-pub struct HandlerError(Box<dyn Error + Send + Sync>);
-
-impl HandlerError {
-    /// An error that is a message.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into().into())
-    }
-
-    pub(super) fn into_source(self) -> Box<dyn Error + Send + Sync> {
-        self.0
-    }
-}
-
-// `HandlerError` deliberately is no `Error` itself: this conversion would then overlap with that of a type to itself.
-impl<E: Error + Send + Sync + 'static> From<E> for HandlerError {
-    fn from(error: E) -> Self {
-        Self(Box::new(error))
-    }
-}
-
-impl fmt::Debug for HandlerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Display for HandlerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
     }
 }

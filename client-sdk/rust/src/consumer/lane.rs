@@ -1,136 +1,186 @@
-//! One lane's task: handles the records of one partition, in order, each until it is settled.
+//! One lane's task: hands the records of one partition to workers, in order per key.
 //!
-//! Invariant: a record is reported as settled only after its transaction has committed, or when it was a duplicate.
-//! A record that cannot be settled stops the consumer; it is never skipped.
+//! Invariant: a record is reported as settled only after it is. A lane has at most `concurrency` workers, and ends
+//! after all of them.
+//!
 //! It deliberately knows nothing of offsets committed, pauses and rebalances.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash as _, Hasher as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use futures_util::FutureExt as _;
 use rdkafka::{Message as _, message::OwnedMessage};
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use super::{
-    ConsumerError, Event, Handler, RecordPlace,
-    failure::AttemptError,
+    ConsumerError,
     lanes::{Epoch, LaneEnd, size},
     mailbox::{Mailbox, Settled},
-    stats::{Counters, add},
-};
-use crate::{
-    backoff::Backoff,
-    inbox::{Begun, PostgresInbox},
-    trace,
+    mode::Mode,
+    queue::{Line, Queue},
+    worker::{Outcome, Work},
 };
 
-/// What all lanes of a consumer share.
-pub(super) struct Work<H> {
-    pub(super) consumer: String,
-    pub(super) group: String,
-    pub(super) inbox: PostgresInbox,
-    pub(super) handler: H,
-    pub(super) backoff: Backoff,
-    pub(super) attempts_max: Option<u32>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) mailbox: Arc<Mailbox>,
+/// What the workers of a lane share.
+struct Lane<M> {
+    work: Arc<Work<M>>,
+    epoch: Epoch,
+    stop: CancellationToken,
+    state: Mutex<State>,
+    /// Wakes a worker that has nothing to do.
+    ready: Notify,
 }
 
-/// What handling an event once came to.
-enum Handled {
-    Fresh,
-    Duplicate,
+#[derive(Default)]
+struct State {
+    queue: Queue<OwnedMessage>,
+    workers: usize,
+    resting: usize,
+}
+
+/// What is to be done about a record that was queued.
+enum Call {
+    Start,
+    Wake,
+    /// All workers are busy, or its line is.
+    Nothing,
 }
 
 /// Works a lane off until it is stopped, its queue is closed, or a record cannot be settled.
-pub(super) async fn run<H: Handler>(work: Arc<Work<H>>, mut lane: LaneEnd) {
-    let _end = End { epoch: lane.epoch, mailbox: &work.mailbox };
+pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
+    let mailbox = Arc::clone(&work.mailbox);
+    let _end = End { epoch: end.epoch, mailbox: &mailbox };
+    let lane = Arc::new(Lane {
+        work,
+        epoch: end.epoch,
+        stop: end.stop.clone(),
+        state: Mutex::default(),
+        ready: Notify::new(),
+    });
+    // Dropped with this task: then all workers end, too.
+    let mut workers = JoinSet::new();
     loop {
-        let record = tokio::select! {
+        tokio::select! {
             biased;
-            () = lane.stop.cancelled() => return,
-            record = lane.records.recv() => record,
-        };
-        let Some(record) = record else { return };
-        let (offset, bytes) = (record.offset(), size(&record));
-        match work.settle(record, &lane.stop).await {
-            Ok(true) => work.mailbox.settled(Settled { epoch: lane.epoch, offset, bytes }),
-            Ok(false) => return,
-            Err(error) => return work.mailbox.fail(error),
+            () = end.stop.cancelled() => break,
+            Some(ended) = workers.join_next() => {
+                if !lane.goes_on(ended) {
+                    break;
+                }
+            }
+            record = end.records.recv() => {
+                let Some(record) = record else { break };
+                match lane.queue(record) {
+                    Call::Start => drop(workers.spawn(Arc::clone(&lane).worker())),
+                    Call::Wake => lane.ready.notify_one(),
+                    Call::Nothing => {}
+                }
+            }
         }
+    }
+    end.stop.cancel();
+    while let Some(ended) = workers.join_next().await {
+        lane.goes_on(ended);
     }
 }
 
-impl<H: Handler> Work<H> {
-    /// Handles a record until it is settled; false when stopped before that.
-    async fn settle(&self, record: OwnedMessage, stop: &CancellationToken) -> Result<bool, ConsumerError> {
-        let (topic, partition, offset) = (record.topic().to_owned(), record.partition(), record.offset());
-        let place = RecordPlace { topic, partition, offset };
-        let event = match Event::decode(record) {
-            Ok(event) => event,
-            Err(source) => {
-                tracing::error!(%place, error = %source, "the consumer stops: a record is not an event");
-                return Err(ConsumerError::Undecodable { place, source });
+impl<M: Mode> Lane<M> {
+    fn queue(&self, record: OwnedMessage) -> Call {
+        let line = self.line(&record);
+        let mut state = self.state();
+        state.queue.push(line, record);
+        match state.queue.ready() {
+            0 => Call::Nothing,
+            ready if state.resting >= ready => Call::Wake,
+            _ if state.workers < self.work.concurrency => {
+                state.workers += 1;
+                Call::Start
             }
-        };
-        let (mut attempts, mut failures) = (0_u32, 0_u32);
+            _ => Call::Nothing,
+        }
+    }
+
+    /// The line of a record's key. A batch is taken from one line, so then there are only as many as workers.
+    fn line(&self, record: &OwnedMessage) -> Line {
+        let mut hash = DefaultHasher::new();
+        match record.key() {
+            Some(key) => key.hash(&mut hash),
+            None => record.offset().hash(&mut hash),
+        }
+        let (line, workers) = (hash.finish(), self.work.concurrency as u64);
+        match () {
+            () if workers == 1 => 0,
+            () if self.work.mode.batch_max() > 1 => line % workers,
+            () => line,
+        }
+    }
+
+    /// Settles what is ready, for as long as there is something.
+    async fn worker(self: Arc<Self>) -> Result<(), ConsumerError> {
+        let mut session = M::Session::default();
         loop {
-            let Err(error) = self.attempt(&event).await else { return Ok(true) };
-            failures = failures.saturating_add(1);
-            attempts = attempts.saturating_add(u32::from(!error.will_pass()));
-            if self.attempts_max.is_some_and(|max| attempts >= max) {
-                let (event_id, source) = (event.id(), error.into());
-                tracing::error!(%place, %event_id, attempts, "the consumer stops: an event cannot be handled");
-                return Err(ConsumerError::Exhausted { place, event_id, attempts, source });
-            }
-            add(&self.counters.retries, 1);
-            let delay = self.backoff.delay(failures);
-            let (event_id, reason) = (event.id(), error.chain());
-            tracing::error!(%place, %event_id, failures, ?delay, error = reason, "an event is to be tried again");
-            tokio::select! {
-                () = stop.cancelled() => return Ok(false),
-                () = tokio::time::sleep(delay) => {}
+            let Some((line, records)) = self.take() else {
+                match self.rest(&mut session).await {
+                    true => continue,
+                    false => return Ok(()),
+                }
+            };
+            let settled = |record: &OwnedMessage| {
+                let (offset, bytes) = (record.offset(), size(record));
+                self.work.mailbox.settled(Settled { epoch: self.epoch, offset, bytes });
+            };
+            match self.work.settle_all(records, &mut session, &self.stop, settled).await? {
+                Outcome::Settled => self.state().queue.done(line),
+                Outcome::Stopped => return Ok(()),
             }
         }
     }
 
-    /// Handles an event once, in one transaction. A panic is an error.
-    async fn attempt(&self, event: &Event) -> Result<(), AttemptError> {
-        let span = trace::process_span(event, &self.consumer, &self.group);
-        // Unwind safety: after a panic the transaction is rolled back and nothing else is shared with the next attempt
-        // but the handler itself, whose state is the application's own.
-        let caught = AssertUnwindSafe(self.transact(event)).catch_unwind().instrument(span.clone()).await;
-        match caught.unwrap_or_else(|panic| Err(AttemptError::Panic(panic_message(&*panic)))) {
-            Ok(Handled::Fresh) => add(&self.counters.handled, 1),
-            Ok(Handled::Duplicate) => {
-                span.record("outbox.duplicate", true);
-                add(&self.counters.duplicates, 1);
-                tracing::debug!(parent: &span, event_id = %event.id(), "a repeat of an event handled before");
-            }
-            Err(error) => {
-                span.record("error.type", error.kind());
-                span.record("otel.status_code", "error");
-                return Err(error);
-            }
+    fn take(&self) -> Option<(Line, Vec<OwnedMessage>)> {
+        if self.stop.is_cancelled() {
+            return None;
         }
-        Ok(())
+        self.state().queue.take(self.work.mode.batch_max())
     }
 
-    async fn transact(&self, event: &Event) -> Result<Handled, AttemptError> {
-        let begun = self.inbox.begin(&self.consumer, event.source(), event.id()).await.map_err(AttemptError::Inbox)?;
-        let mut tx = match begun {
-            Begun::Duplicate => return Ok(Handled::Duplicate),
-            Begun::Fresh(tx) => tx,
+    /// Waits for work with what the session keeps. False when there was none: then the worker is to end.
+    async fn rest(&self, session: &mut M::Session) -> bool {
+        let keep = self.work.mode.rest(session).await;
+        {
+            let mut state = self.state();
+            if state.queue.ready() > 0 && !self.stop.is_cancelled() {
+                return true;
+            }
+            state.resting += 1;
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.ready.notified() => {}
+            () = tokio::time::sleep(keep.unwrap_or_default()) => {}
+        }
+        let mut state = self.state();
+        state.resting -= 1;
+        let goes_on = state.queue.ready() > 0 && !self.stop.is_cancelled();
+        state.workers -= usize::from(!goes_on);
+        goes_on
+    }
+
+    /// Whether the lane goes on after a worker has ended.
+    fn goes_on(&self, ended: Result<Result<(), ConsumerError>, tokio::task::JoinError>) -> bool {
+        let error = match ended {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error,
+            Err(error) => ConsumerError::Thread(format!("a worker has died: {error}")),
         };
-        if let Err(error) = self.handler.handle(event, &mut tx).await {
-            // Rolling back now instead of on drop lets the next attempt begin without waiting for it. When it fails
-            // the connection is gone, and with it the transaction.
-            let _ = tx.rollback().await;
-            return Err(AttemptError::Handler(error.into_source()));
-        }
-        // When the answer to this is lost, the next attempt finds out: its mark waits for the transaction's end.
-        tx.commit().await.map_err(AttemptError::Commit)?;
-        Ok(Handled::Fresh)
+        self.work.mailbox.fail(error);
+        false
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -144,9 +194,4 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         self.mailbox.ended(self.epoch);
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a value that is no text").to_owned()
 }

@@ -2,20 +2,24 @@
 //!
 //! A lane is one assignment of one partition: a bounded queue and a task that works it off in order. Every assignment
 //! makes lanes with a new [`Epoch`], so a late result of an earlier assignment finds no lane and is discarded.
-//! Invariant: an offset is stored for commit only when its record is settled, and its lane still lives.
+//! Invariant: an offset is stored for commit only when every record before it is settled, and its lane still lives.
 //!
 //! It deliberately neither calls Kafka nor blocks: `poller` and `rebalance` do.
 
 use std::{collections::HashMap, sync::Arc};
 
 use rdkafka::{Message as _, message::OwnedMessage};
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     mailbox::{News, Settled},
     stats::{Counters, add, take},
+    window::Window,
 };
+
+/// How many times a lane's bound of records may be settled behind one that is not, before reading stops.
+const HELD_UP_MAX: usize = 20;
 
 /// Names one assignment of one partition, never used again.
 pub(super) type Epoch = u64;
@@ -35,7 +39,7 @@ pub(super) struct LaneEnd {
 }
 
 /// Starts the task of a lane.
-pub(super) type StartLane = Box<dyn Fn(LaneEnd) -> AbortHandle + Send + Sync>;
+pub(super) type StartLane = Box<dyn Fn(&Handle, LaneEnd) -> AbortHandle + Send + Sync>;
 
 struct Lane {
     topic: String,
@@ -43,6 +47,7 @@ struct Lane {
     records: mpsc::Sender<OwnedMessage>,
     stop: CancellationToken,
     task: AbortHandle,
+    window: Window,
     in_flight: usize,
     bytes: usize,
     paused: bool,
@@ -51,7 +56,7 @@ struct Lane {
 /// What Kafka's client is to be told after lanes have reported.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reported {
-    /// The offset after each settled record, to be committed. In order per partition.
+    /// The offset up to which everything is settled, to be committed. In order per partition.
     pub(super) offsets: Vec<(String, i32, i64)>,
     /// Paused partitions that have room again.
     pub(super) resumed: Vec<(String, i32)>,
@@ -59,6 +64,7 @@ pub(super) struct Reported {
 
 pub(super) struct Lanes {
     start: StartLane,
+    runtime: Handle,
     bound: Bound,
     counters: Arc<Counters>,
     last_epoch: Epoch,
@@ -72,8 +78,18 @@ pub(super) fn size(record: &OwnedMessage) -> usize {
 }
 
 impl Lanes {
+    /// # Panics
+    /// Outside a Tokio runtime.
     pub(super) fn new(start: StartLane, bound: Bound, counters: Arc<Counters>) -> Self {
-        Self { start, bound, counters, last_epoch: 0, lanes: HashMap::new(), epochs: HashMap::new() }
+        Self {
+            start,
+            runtime: Handle::current(),
+            bound,
+            counters,
+            last_epoch: 0,
+            lanes: HashMap::new(),
+            epochs: HashMap::new(),
+        }
     }
 
     /// Opens a lane for each partition; one that has a lane gets another, and the old one ends.
@@ -84,10 +100,11 @@ impl Lanes {
             let epoch = self.last_epoch;
             let (records, receiver) = mpsc::channel(self.bound.records);
             let stop = CancellationToken::new();
-            let task = (self.start)(LaneEnd { epoch, records: receiver, stop: stop.clone() });
+            let task = (self.start)(&self.runtime, LaneEnd { epoch, records: receiver, stop: stop.clone() });
             let (topic, partition) = (topic.clone(), *partition);
             self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
-            let lane = Lane { topic, partition, records, stop, task, in_flight: 0, bytes: 0, paused: false };
+            let window = Window::default();
+            let lane = Lane { topic, partition, records, stop, task, window, in_flight: 0, bytes: 0, paused: false };
             self.lanes.insert(epoch, lane);
         }
     }
@@ -100,15 +117,18 @@ impl Lanes {
             tracing::debug!(topic = record.topic(), partition = record.partition(), "a record of no lane is dropped");
             return false;
         };
-        let bytes = size(&record);
+        let (bytes, offset) = (size(&record), record.offset());
         // The queue has room for every record of the bound. It is closed only when the lane's task has ended.
         if lane.records.try_send(record).is_err() {
             return false;
         }
         add(&self.counters.queued, 1);
+        lane.window.read(offset);
         lane.in_flight += 1;
         lane.bytes += bytes;
-        lane.paused |= lane.in_flight >= self.bound.records || lane.bytes >= self.bound.bytes;
+        lane.paused |= lane.in_flight >= self.bound.records
+            || lane.bytes >= self.bound.bytes
+            || lane.window.len() >= self.bound.records * HELD_UP_MAX;
         lane.paused
     }
 
@@ -123,8 +143,12 @@ impl Lanes {
             take(&self.counters.queued, 1);
             lane.in_flight -= 1;
             lane.bytes -= bytes;
-            reported.offsets.push((lane.topic.clone(), lane.partition, offset + 1));
-            let half_empty = lane.in_flight <= self.bound.records / 2 && lane.bytes <= self.bound.bytes / 2;
+            if let Some(next) = lane.window.settle(*offset) {
+                reported.offsets.push((lane.topic.clone(), lane.partition, next));
+            }
+            let half_empty = lane.in_flight <= self.bound.records / 2
+                && lane.bytes <= self.bound.bytes / 2
+                && lane.window.len() <= self.bound.records * HELD_UP_MAX / 2;
             if lane.paused && half_empty {
                 lane.paused = false;
                 reported.resumed.push((lane.topic.clone(), lane.partition));
@@ -178,8 +202,9 @@ mod tests {
     use super::*;
 
     fn lanes(records: usize) -> Lanes {
-        let start: StartLane =
-            Box::new(|mut end| tokio::spawn(async move { while end.records.recv().await.is_some() {} }).abort_handle());
+        let start: StartLane = Box::new(|runtime, mut end| {
+            runtime.spawn(async move { while end.records.recv().await.is_some() {} }).abort_handle()
+        });
         Lanes::new(start, Bound { records, bytes: 1 << 20 }, Arc::default())
     }
 
@@ -212,7 +237,8 @@ mod tests {
         lanes.push(record(7));
         lanes.push(record(8));
         assert_eq!(lanes.apply(&News::default()).offsets, []);
-        assert_eq!(lanes.apply(&settled(1, 7)).offsets, [("users".to_owned(), 0, 8)]);
+        assert_eq!(lanes.apply(&settled(1, 8)).offsets, [], "7 is not settled");
+        assert_eq!(lanes.apply(&settled(1, 7)).offsets, [("users".to_owned(), 0, 9)]);
     }
 
     #[tokio::test]

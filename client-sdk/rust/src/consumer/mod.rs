@@ -3,26 +3,36 @@
 //! ```mermaid
 //! flowchart LR
 //!   kafka[(Kafka)] -- records --> poller[polling thread] -- bounded queue --> lane[lane of a partition]
-//!   lane -- mark, handler, commit --> database[(Postgres)]
-//!   lane -- settled --> poller -- offsets --> kafka
+//!   lane -- in order per key --> worker[workers]
+//!   worker -- mark, handler, commit --> database[(database)]
+//!   worker -- settled --> poller -- offsets --> kafka
+//!   worker -- hopeless --> letters[(dead-letter topic)]
 //! ```
 //!
-//! Invariants: an offset is committed to Kafka only after the event's transaction has committed, so nothing is lost;
-//! the event's mark is part of that transaction, so nothing is done twice. Memory is bounded per partition.
+//! Invariants: an offset is committed to Kafka only after everything before it is settled, so nothing is lost; the
+//! event's mark is part of its effects' transaction, so nothing is done twice. Memory is bounded per partition.
 //!
-//! It deliberately never skips a record: one that cannot be handled stops the consumer loudly.
+//! It deliberately never skips a record: one that cannot be handled goes to the dead-letter topic, or stops the consumer
+//! loudly.
 
 mod builder;
+mod dead_letter;
+mod effect;
 mod error;
 mod event;
 mod failure;
 mod handler;
+mod handler_error;
 mod lane;
 mod lanes;
 mod mailbox;
+mod mode;
 mod poller;
+mod queue;
 mod rebalance;
 mod stats;
+mod window;
+mod worker;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,14 +43,16 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 pub use self::{
-    builder::ConsumerBuilder,
+    builder::{Claiming, ConsumerBuilder},
+    effect::Effect,
     error::{BuildError, ConsumerError, RecordPlace},
     event::{Event, PayloadError},
-    handler::{Handler, HandlerError, HandlerFn},
+    handler::{BatchHandler, Handler, HandlerFn},
+    handler_error::HandlerError,
+    mode::{Batched, Leased, Mode, Transactional},
     stats::{Stats, StatsReader},
 };
 use self::{
-    lane::Work,
     lanes::{Bound, Lanes, StartLane},
     mailbox::{Mailbox, Stop},
     poller::Poller,
@@ -76,8 +88,10 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// # Ok(())
 /// # }
 /// ```
-pub struct Consumer<H> {
-    work: Work<H>,
+pub struct Consumer {
+    start: StartLane,
+    counters: Arc<Counters>,
+    mailbox: Arc<Mailbox>,
     kafka: ClientConfig,
     topics: Vec<String>,
     bound: Bound,
@@ -85,18 +99,16 @@ pub struct Consumer<H> {
     drain_budget: Duration,
 }
 
-impl Consumer<()> {
+impl Consumer {
     /// A consumer of this name: the scope of its deduplication and, unless set otherwise, its Kafka group. All
     /// instances of one consumer carry one name; another name handles every event anew.
-    pub fn builder(name: impl Into<String>) -> ConsumerBuilder<(), ()> {
+    pub fn builder(name: impl Into<String>) -> ConsumerBuilder<()> {
         ConsumerBuilder::new(name.into())
     }
-}
 
-impl<H: Handler> Consumer<H> {
     /// Reads the consumer's counters, also while it runs.
     pub fn stats(&self) -> StatsReader {
-        self.work.counters.reader()
+        self.counters.reader()
     }
 
     /// Consumes until `shutdown` is ready, then lets what is being handled end within the drain budget, commits its
@@ -112,13 +124,11 @@ impl<H: Handler> Consumer<H> {
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
-        let mailbox = Arc::clone(&self.work.mailbox);
+        let mailbox = self.mailbox;
         let (outcome, ended) = oneshot::channel();
-        let runtime = tokio::runtime::Handle::current();
-        let work = Arc::new(self.work);
-        let (mail, counters) = (Arc::clone(&mailbox), Arc::clone(&work.counters));
-        let start: StartLane = Box::new(move |lane| runtime.spawn(lane::run(Arc::clone(&work), lane)).abort_handle());
-        let context = Context::new(Lanes::new(start, self.bound, counters), Arc::clone(&mail), self.drain_budget);
+        let mail = Arc::clone(&mailbox);
+        let lanes = Lanes::new(self.start, self.bound, self.counters);
+        let context = Context::new(lanes, Arc::clone(&mail), self.drain_budget);
         let (kafka, topics) = (self.kafka, self.topics);
         let (commit_interval, drain_budget) = (self.commit_interval, self.drain_budget);
         let poll = move || {

@@ -17,6 +17,12 @@ pub struct Stats {
     pub duplicates: u64,
     /// Attempts that failed and were followed, or are to be followed, by another.
     pub retries: u64,
+    /// Records put into the dead-letter topic.
+    pub dead_lettered: u64,
+    /// Events that came under the source and id of another. Each is dead-lettered, or stops the consumer.
+    pub conflicts: u64,
+    /// Events that were sent again to another consumer: their offset advanced, nothing else happened.
+    pub passed: u64,
     /// Results that came too late: their partition had been taken away meanwhile.
     pub discarded: u64,
     /// Records read from Kafka and not settled yet, those being handled included.
@@ -35,6 +41,9 @@ impl StatsReader {
             handled: counters.handled.load(Relaxed),
             duplicates: counters.duplicates.load(Relaxed),
             retries: counters.retries.load(Relaxed),
+            dead_lettered: counters.dead_lettered.load(Relaxed),
+            conflicts: counters.conflicts.load(Relaxed),
+            passed: counters.passed.load(Relaxed),
             discarded: counters.discarded.load(Relaxed),
             queued: counters.queued.load(Relaxed),
         }
@@ -46,6 +55,9 @@ pub(super) struct Counters {
     pub(super) handled: AtomicU64,
     pub(super) duplicates: AtomicU64,
     pub(super) retries: AtomicU64,
+    pub(super) dead_lettered: AtomicU64,
+    pub(super) conflicts: AtomicU64,
+    pub(super) passed: AtomicU64,
     pub(super) discarded: AtomicU64,
     pub(super) queued: AtomicU64,
 }

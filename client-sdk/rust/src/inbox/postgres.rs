@@ -4,135 +4,163 @@
 //! nothing` did not insert, never an error, for an error would abort the transaction (trap 11). An instance that is
 //! handling the same event makes the insert wait until that one's transaction ends.
 //!
-//! It deliberately does not delete marks: how long they must live depends on the topic's retention, not on their age.
+//! It deliberately does not delete marks by their age alone: `retention` knows what else has to hold.
 
-use sqlx::{PgPool, Postgres};
+use std::collections::HashMap;
+
+use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Pool, Postgres, SqlStr};
 use uuid::Uuid;
 
-/// A transaction on Postgres, as handlers get it.
-pub type Transaction = sqlx::Transaction<'static, Postgres>;
+use super::{Content, EventKey, Inbox, InboxError, Mark, scopes::Scopes};
 
-const SCHEMA: &str = include_str!("../../inbox/postgres.sql");
+/// The files of the schema; the version is the place in the list, counted from 1.
+const VERSIONS: [&str; 2] = [include_str!("../../inbox/postgres/1.sql"), include_str!("../../inbox/postgres/2.sql")];
+const VERSIONS_TABLE: &str = "create schema if not exists outbox_inbox;
+    create table if not exists outbox_inbox.versions (
+        version int4 primary key, applied_at timestamptz not null default now())";
 /// Serialises schema changes: `create … if not exists` by two sessions at once can fail in Postgres. The number is
 /// `outboxin` in ASCII.
 const SCHEMA_LOCK: &str = "select pg_advisory_xact_lock(8031170915498813806)";
 
-const MARK: &str = "
-    with scope as (
-        select id from outbox_inbox.scopes where consumer = $1 and source = $2
-    ), mark as (
-        insert into outbox_inbox.marks (scope, event_id) select id, $3 from scope
-        on conflict do nothing
-        returning scope
-    )
-    select exists (select from scope), exists (select from mark)";
-
 const ADD_SCOPE: &str = "insert into outbox_inbox.scopes (consumer, source) values ($1, $2) on conflict do nothing";
+const SCOPE: &str = "select id from outbox_inbox.scopes where consumer = $1 and source = $2";
+const MARK: &str =
+    "insert into outbox_inbox.marks (scope, event_id, content) values ($1, $2, $3) on conflict do nothing";
+const CONTENT: &str = "select content from outbox_inbox.marks where scope = $1 and event_id = $2";
+const MARK_ALL: &str = "
+    insert into outbox_inbox.marks (scope, event_id, content)
+    select * from unnest($1::int4[], $2::uuid[], $3::int8[])
+    on conflict do nothing
+    returning scope, event_id";
+const CONTENTS: &str = "
+    select m.scope, m.event_id, m.content
+    from unnest($1::int4[], $2::uuid[]) as k (scope, event_id)
+    join outbox_inbox.marks m using (scope, event_id)";
 
 /// The inbox of one or more consumers in a Postgres database: the one in which their handlers work.
 ///
-/// Cheap to clone. Each event that is being handled holds one of the pool's connections: give the pool at least as
-/// many as partitions are consumed at once.
-///
-/// ```no_run
-/// # async fn once(pool: sqlx::PgPool, event_id: uuid::Uuid) -> Result<(), Box<dyn std::error::Error>> {
-/// use outbox_sdk::{Begun, PostgresInbox};
-///
-/// let inbox = PostgresInbox::new(pool);
-/// inbox.ensure_schema().await?;
-/// match inbox.begin("welcome-mailer", "/shop", event_id).await? {
-///     Begun::Fresh(mut tx) => {
-///         sqlx::query("insert into mails (event_id) values ($1)").bind(event_id).execute(&mut *tx).await?;
-///         tx.commit().await?;
-///     }
-///     Begun::Duplicate => {}
-/// }
-/// # Ok(())
-/// # }
-/// ```
+/// Cheap to clone. Each worker that is handling an event holds one of the pool's connections: give the pool at least
+/// as many as partitions are consumed at once, times the consumer's `concurrency`.
 #[derive(Clone, Debug)]
 pub struct PostgresInbox {
     pool: PgPool,
-}
-
-/// What beginning to handle an event came to.
-#[derive(Debug)]
-pub enum Begun {
-    /// Not handled yet: the transaction holds the event's mark, and nothing else so far. Committing it marks the
-    /// event; dropping it or rolling it back leaves the event unhandled.
-    Fresh(Transaction),
-    /// Handled before: its effects are durable.
-    Duplicate,
-}
-
-/// Why the inbox could not do its work. The event is then not handled, and nothing was changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InboxError {
-    /// The inbox's tables are missing.
-    #[error("the inbox's tables are missing: run inbox/postgres.sql, or call PostgresInbox::ensure_schema()")]
-    NoSchema(#[source] sqlx::Error),
-    /// The database failed, or no connection was free in time.
-    #[error("the inbox's database failed")]
-    Database(#[source] sqlx::Error),
+    scopes: Scopes,
 }
 
 impl PostgresInbox {
     /// The inbox in the database of this pool.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, scopes: Scopes::default() }
     }
 
-    /// Makes the inbox's tables, where they are missing, from `inbox/postgres.sql`. Needs the right to create a
-    /// schema. Several processes may call it at once.
+    /// Makes the inbox's tables, or brings them up to date, from the files in `inbox/postgres/`. Needs the right to
+    /// create a schema. Several processes may call it at once.
     ///
     /// # Errors
-    /// [`InboxError::Database`]; nothing is half made.
+    /// [`InboxError::NewerSchema`] when a newer SDK made them, [`InboxError::Database`]; nothing is half made.
     pub async fn ensure_schema(&self) -> Result<(), InboxError> {
-        let mut tx = self.pool.begin().await.map_err(InboxError::of)?;
-        sqlx::query(SCHEMA_LOCK).execute(&mut *tx).await.map_err(InboxError::of)?;
-        sqlx::raw_sql(SCHEMA).execute(&mut *tx).await.map_err(InboxError::of)?;
-        tx.commit().await.map_err(InboxError::of)
-    }
-
-    /// Begins a transaction whose first statement marks the event as handled by this consumer.
-    ///
-    /// Waits while another transaction holds the same event's mark: until it commits ([`Begun::Duplicate`]) or rolls
-    /// back ([`Begun::Fresh`]). Cancellation: nothing is changed.
-    ///
-    /// # Errors
-    /// [`InboxError`]; nothing was changed.
-    pub async fn begin(&self, consumer: &str, source: &str, event_id: Uuid) -> Result<Begun, InboxError> {
-        loop {
-            let mut tx = self.pool.begin().await.map_err(InboxError::of)?;
-            let mark = sqlx::query_as::<_, (bool, bool)>(MARK).bind(consumer).bind(source).bind(event_id);
-            match mark.fetch_one(&mut *tx).await.map_err(InboxError::of)? {
-                (true, true) => return Ok(Begun::Fresh(tx)),
-                (true, false) => {
-                    tx.rollback().await.map_err(InboxError::of)?;
-                    return Ok(Begun::Duplicate);
-                }
-                (false, _) => {
-                    tx.rollback().await.map_err(InboxError::of)?;
-                    self.add_scope(consumer, source).await?;
-                }
-            }
+        let mut connection = self.pool.acquire().await?;
+        let mut tx = connection.begin().await?;
+        tx.execute(SCHEMA_LOCK).await?;
+        sqlx::raw_sql(VERSIONS_TABLE).execute(&mut *tx).await?;
+        let found = sqlx::query_scalar("select coalesce(max(version), 0) from outbox_inbox.versions");
+        let found: i32 = found.fetch_one(&mut *tx).await?;
+        let known = VERSIONS.len() as i32;
+        if found > known {
+            return Err(InboxError::NewerSchema { found, known });
         }
-    }
-
-    /// Happens once per consumer and source, in a transaction of its own: the handler's must not wait for it.
-    async fn add_scope(&self, consumer: &str, source: &str) -> Result<(), InboxError> {
-        sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&self.pool).await.map_err(InboxError::of)?;
-        Ok(())
+        for (version, file) in (1..).zip(VERSIONS).skip(found as usize) {
+            sqlx::raw_sql(file).execute(&mut *tx).await?;
+            let applied = sqlx::query("insert into outbox_inbox.versions (version) values ($1)");
+            applied.bind(version).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
     }
 }
 
-impl InboxError {
-    fn of(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|e| e.code().map(String::from));
-        match code.as_deref() {
-            Some("42P01" | "3F000") => Self::NoSchema(error), // undefined_table, invalid_schema_name
-            _ => Self::Database(error),
-        }
+pub(crate) async fn scope(pool: &PgPool, scopes: &Scopes, consumer: &str, source: &str) -> Result<i32, InboxError> {
+    if let Some(scope) = scopes.get(consumer, source) {
+        return Ok(scope);
     }
+    let mut connection = pool.acquire().await?;
+    sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&mut *connection).await?;
+    let scope = sqlx::query_scalar(SCOPE).bind(consumer).bind(source).fetch_one(&mut *connection).await?;
+    scopes.remember(consumer, source, scope);
+    Ok(scope)
+}
+
+impl Inbox for PostgresInbox {
+    type Database = Postgres;
+
+    fn pool(&self) -> &Pool<Postgres> {
+        &self.pool
+    }
+
+    fn begin_statement() -> Option<SqlStr> {
+        None
+    }
+
+    fn known_scope(&self, consumer: &str, source: &str) -> Option<i32> {
+        self.scopes.get(consumer, source)
+    }
+
+    async fn add_scope(&self, consumer: &str, source: &str) -> Result<i32, InboxError> {
+        scope(&self.pool, &self.scopes, consumer, source).await
+    }
+
+    async fn mark(connection: &mut PgConnection, scope: i32, key: &EventKey<'_>) -> Result<Mark, InboxError> {
+        let content = key.content().map(Content::number);
+        let mark = sqlx::query(MARK).bind(scope).bind(key.id()).bind(content);
+        if mark.execute(&mut *connection).await?.rows_affected() == 1 {
+            return Ok(Mark::Fresh);
+        }
+        // A statement of its own, for it must see what was committed while the insert waited.
+        let stored = sqlx::query_scalar(CONTENT).bind(scope).bind(key.id());
+        let stored: Option<Option<i64>> = stored.fetch_optional(connection).await?;
+        Ok(repeat(key, stored.flatten()))
+    }
+
+    async fn mark_all(connection: &mut PgConnection, keys: &[(i32, EventKey<'_>)]) -> Result<Vec<Mark>, InboxError> {
+        let mut first: HashMap<(i32, Uuid), usize> = HashMap::with_capacity(keys.len());
+        for (at, (scope, key)) in keys.iter().enumerate() {
+            first.entry((*scope, key.id())).or_insert(at);
+        }
+        // In one order in every transaction: two batches with the same events must wait, not deadlock.
+        let mut once: Vec<(i32, Uuid, usize)> = first.iter().map(|((scope, id), at)| (*scope, *id, *at)).collect();
+        once.sort_unstable();
+        let scopes: Vec<i32> = once.iter().map(|(scope, ..)| *scope).collect();
+        let ids: Vec<Uuid> = once.iter().map(|(_, id, _)| *id).collect();
+        let contents: Vec<Option<i64>> =
+            once.iter().map(|(.., at)| keys[*at].1.content().map(Content::number)).collect();
+
+        let marked = sqlx::query_as::<_, (i32, Uuid)>(MARK_ALL).bind(&scopes).bind(&ids).bind(&contents);
+        let marked = marked.fetch_all(&mut *connection).await?;
+        let mut marks = vec![Mark::Duplicate; keys.len()];
+        for name in &marked {
+            marks[first[name]] = Mark::Fresh;
+        }
+        if marked.len() == keys.len() {
+            return Ok(marks);
+        }
+        let stored = sqlx::query_as::<_, (i32, Uuid, Option<i64>)>(CONTENTS).bind(&scopes).bind(&ids);
+        let stored = stored.fetch_all(connection).await?;
+        let stored: HashMap<(i32, Uuid), Option<i64>> =
+            stored.into_iter().map(|(scope, id, content)| ((scope, id), content)).collect();
+        for (mark, (scope, key)) in marks.iter_mut().zip(keys) {
+            if *mark == Mark::Duplicate {
+                *mark = repeat(key, stored.get(&(*scope, key.id())).copied().flatten());
+            }
+        }
+        Ok(marks)
+    }
+
+    /// `select 1` fails in a transaction that has failed, and with it the message as a whole: COMMIT by itself would be
+    /// answered without an error, although it rolls back. The next BEGIN travels along.
+    async fn commit(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("select 1; commit; begin").execute(connection).await.map(drop)
+    }
+}
+
+fn repeat(key: &EventKey<'_>, stored: Option<i64>) -> Mark {
+    if Content::differs(key.content(), stored) { Mark::Conflict } else { Mark::Duplicate }
 }

@@ -1,8 +1,11 @@
 //! The inbox by itself: traps 9, 10 and 11.
 
 use outbox_harness::postgres::Database;
-use outbox_sdk::{Begun, InboxError, PostgresInbox, Transaction};
+use outbox_sdk::{
+    EventKey, Inbox as _, InboxError, PostgresInbox, ProcessError, Processed, Transaction, inbox::Content,
+};
 use sqlx::{PgPool, Row as _};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 async fn inbox() -> (PostgresInbox, PgPool, Database) {
@@ -14,15 +17,17 @@ async fn inbox() -> (PostgresInbox, PgPool, Database) {
     (inbox, pool, database)
 }
 
-fn fresh(begun: Begun) -> Transaction {
-    match begun {
-        Begun::Fresh(tx) => tx,
-        Begun::Duplicate => panic!("it was taken for a duplicate"),
-    }
+fn key(id: Uuid) -> EventKey<'static> {
+    EventKey::new("/shop", id)
 }
 
-async fn effect(tx: &mut Transaction, event_id: Uuid) {
-    sqlx::query("insert into effects values ($1)").bind(event_id).execute(&mut **tx).await.unwrap();
+async fn effect(tx: &mut Transaction, event_id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("insert into effects values ($1)").bind(event_id).execute(&mut **tx).await.map(drop)
+}
+
+async fn handle(inbox: &PostgresInbox, consumer: &str, key: EventKey<'_>) -> Processed<()> {
+    let id = key.id();
+    inbox.process(consumer, key, |tx| Box::pin(effect(tx, id))).await.expect("the database is there")
 }
 
 async fn count(pool: &PgPool, query: &'static str) -> i64 {
@@ -33,14 +38,23 @@ async fn count(pool: &PgPool, query: &'static str) -> i64 {
 async fn trap_9_a_mark_is_gone_when_its_transaction_is_not_committed() {
     let (inbox, pool, _database) = inbox().await;
     let id = Uuid::now_v7();
-    drop(fresh(inbox.begin("mailer", "/shop", id).await.unwrap()));
-    fresh(inbox.begin("mailer", "/shop", id).await.unwrap()).rollback().await.unwrap();
+    let failed = inbox.process("mailer", key(id), |tx| {
+        Box::pin(async move {
+            effect(tx, id).await.unwrap();
+            Err::<(), _>("the mail server is away")
+        })
+    });
+    assert!(matches!(failed.await, Err(ProcessError::Work("the mail server is away"))));
+    let dropped = inbox.process("mailer", key(id), |tx| {
+        Box::pin(async move {
+            effect(tx, id).await.unwrap();
+            std::future::pending::<Result<(), ()>>().await
+        })
+    });
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(100), dropped).await.is_err());
 
-    let mut tx = fresh(inbox.begin("mailer", "/shop", id).await.unwrap());
-    effect(&mut tx, id).await;
-    tx.commit().await.unwrap();
-
-    assert!(matches!(inbox.begin("mailer", "/shop", id).await.unwrap(), Begun::Duplicate));
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Fresh(()));
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Duplicate);
     assert_eq!(count(&pool, "select count(*) from effects").await, 1);
 }
 
@@ -49,10 +63,26 @@ async fn trap_9_two_at_once_have_one_effect() {
     let (inbox, pool, _database) = inbox().await;
     for round in 0..20 {
         let id = Uuid::now_v7();
-        let mut first = fresh(inbox.begin("mailer", "/shop", id).await.unwrap());
+        let (marked, is_marked) = oneshot::channel();
+        let (go, may_go) = oneshot::channel::<()>();
+        let first = tokio::spawn({
+            let inbox = inbox.clone();
+            async move {
+                let work = inbox.process("mailer", key(id), |tx| {
+                    Box::pin(async move {
+                        effect(tx, id).await.unwrap();
+                        marked.send(()).unwrap();
+                        may_go.await.unwrap();
+                        if round % 2 == 0 { Ok(()) } else { Err("it changed its mind") }
+                    })
+                });
+                work.await.is_ok()
+            }
+        });
+        is_marked.await.unwrap();
         let second = tokio::spawn({
             let inbox = inbox.clone();
-            async move { inbox.begin("mailer", "/shop", id).await }
+            async move { handle(&inbox, "mailer", key(id)).await }
         });
         // The second has to wait for the first, not to decide before it has ended.
         outbox_harness::eventually("the second to wait", std::time::Duration::from_secs(30), async || {
@@ -61,16 +91,9 @@ async fn trap_9_two_at_once_have_one_effect() {
             (count(&pool, waiting).await > 0 || second.is_finished()).then_some(())
         })
         .await;
-        effect(&mut first, id).await;
-        if round % 2 == 0 {
-            first.commit().await.unwrap();
-            assert!(matches!(second.await.unwrap().unwrap(), Begun::Duplicate), "round {round}");
-        } else {
-            first.rollback().await.unwrap();
-            let mut tx = fresh(second.await.unwrap().unwrap());
-            effect(&mut tx, id).await;
-            tx.commit().await.unwrap();
-        }
+        go.send(()).unwrap();
+        let expected = if first.await.unwrap() { Processed::Duplicate } else { Processed::Fresh(()) };
+        assert_eq!(second.await.unwrap(), expected, "round {round}");
     }
     assert_eq!(count(&pool, "select count(*) from effects").await, 20);
     assert_eq!(count(&pool, "select count(distinct event_id) from effects").await, 20);
@@ -81,8 +104,8 @@ async fn trap_10_each_consumer_and_each_source_has_marks_of_its_own() {
     let (inbox, pool, _database) = inbox().await;
     let id = Uuid::now_v7();
     for (consumer, source) in [("mailer", "/shop"), ("auditor", "/shop"), ("mailer", "/billing")] {
-        fresh(inbox.begin(consumer, source, id).await.unwrap()).commit().await.unwrap();
-        assert!(matches!(inbox.begin(consumer, source, id).await.unwrap(), Begun::Duplicate));
+        assert_eq!(handle(&inbox, consumer, EventKey::new(source, id)).await, Processed::Fresh(()));
+        assert_eq!(handle(&inbox, consumer, EventKey::new(source, id)).await, Processed::Duplicate);
     }
     assert_eq!(count(&pool, "select count(*) from outbox_inbox.marks").await, 3);
 }
@@ -91,13 +114,44 @@ async fn trap_10_each_consumer_and_each_source_has_marks_of_its_own() {
 async fn trap_11_a_duplicate_is_no_error_and_aborts_nothing() {
     let (inbox, pool, _database) = inbox().await;
     let id = Uuid::now_v7();
-    fresh(inbox.begin("mailer", "/shop", id).await.unwrap()).commit().await.unwrap();
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Fresh(()));
     for _ in 0..20 {
-        assert!(matches!(inbox.begin("mailer", "/shop", id).await, Ok(Begun::Duplicate)));
+        assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Duplicate);
     }
     // No connection was left in an aborted transaction.
     assert_eq!(count(&pool, "select count(*) from pg_stat_activity where state like '%aborted%'").await, 0);
-    drop(fresh(inbox.begin("mailer", "/shop", Uuid::now_v7()).await.unwrap()));
+    assert_eq!(handle(&inbox, "mailer", key(Uuid::now_v7())).await, Processed::Fresh(()));
+}
+
+#[tokio::test]
+async fn trap_11_an_error_that_is_swallowed_does_not_pass_for_a_commit() {
+    let (inbox, pool, _database) = inbox().await;
+    let id = Uuid::now_v7();
+    let swallowed = inbox.process("mailer", key(id), |tx| {
+        Box::pin(async move {
+            effect(tx, id).await.unwrap();
+            // Postgres gives the transaction up, and answers COMMIT with a rollback that is no error.
+            let _ = sqlx::query("insert into nowhere values (1)").execute(&mut **tx).await;
+            Ok::<_, ()>(())
+        })
+    });
+    let error = swallowed.await.expect_err("nothing was committed");
+    assert!(matches!(error, ProcessError::Commit(_)), "{error:?}");
+    assert_eq!(count(&pool, "select count(*) from effects").await, 0);
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Fresh(()));
+}
+
+#[tokio::test]
+async fn another_event_under_the_same_id_is_told_apart_from_a_repeat() {
+    let (inbox, _pool, _database) = inbox().await;
+    let (id, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let holding = |id, bytes: &'static [u8]| key(id).holding(Content::of([bytes]));
+    assert_eq!(handle(&inbox, "mailer", holding(id, b"activated")).await, Processed::Fresh(()));
+    assert_eq!(handle(&inbox, "mailer", holding(id, b"activated")).await, Processed::Duplicate);
+    assert_eq!(handle(&inbox, "mailer", holding(id, b"deleted")).await, Processed::Conflict);
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Duplicate, "its bytes are not known");
+    assert_eq!(handle(&inbox, "mailer", key(other)).await, Processed::Fresh(()));
+    assert_eq!(handle(&inbox, "mailer", holding(other, b"any")).await, Processed::Duplicate, "nothing to compare");
 }
 
 #[tokio::test]
@@ -105,10 +159,32 @@ async fn the_schema_can_be_made_by_several_at_once() {
     let database = Database::fresh().await;
     let pool = database.pool().await;
     let inbox = PostgresInbox::new(pool.clone());
-    let missing = inbox.begin("mailer", "/shop", Uuid::now_v7()).await;
-    assert!(matches!(missing, Err(InboxError::NoSchema(_))), "{missing:?}");
+    let missing = inbox.process("mailer", key(Uuid::now_v7()), |_| Box::pin(async { Ok::<_, ()>(()) })).await;
+    assert!(matches!(missing, Err(ProcessError::Inbox(InboxError::NoSchema(_)))), "{missing:?}");
 
     let made = futures_util::future::join_all((0..8).map(|_| inbox.ensure_schema())).await;
     assert!(made.iter().all(Result::is_ok), "{made:?}");
-    drop(fresh(inbox.begin("mailer", "/shop", Uuid::now_v7()).await.unwrap()));
+    sqlx::query("create table effects (event_id uuid)").execute(&pool).await.unwrap();
+    assert_eq!(handle(&inbox, "mailer", key(Uuid::now_v7())).await, Processed::Fresh(()));
+}
+
+#[tokio::test]
+async fn tables_of_the_first_version_are_upgraded_and_keep_their_marks() {
+    let database = Database::fresh().await;
+    let pool = database.pool().await;
+    sqlx::raw_sql(include_str!("../../inbox/postgres/1.sql")).execute(&pool).await.unwrap();
+    let id = Uuid::now_v7();
+    let mark =
+        "with scope as (insert into outbox_inbox.scopes (consumer, source) values ('mailer', '/shop') returning id)
+                insert into outbox_inbox.marks (scope, event_id) select id, $1 from scope";
+    sqlx::query(mark).bind(id).execute(&pool).await.unwrap();
+
+    let inbox = PostgresInbox::new(pool.clone());
+    inbox.ensure_schema().await.unwrap();
+    inbox.ensure_schema().await.unwrap();
+    assert_eq!(handle(&inbox, "mailer", key(id)).await, Processed::Duplicate);
+
+    sqlx::query("insert into outbox_inbox.versions (version) values (1000)").execute(&pool).await.unwrap();
+    let newer = inbox.ensure_schema().await;
+    assert!(matches!(newer, Err(InboxError::NewerSchema { found: 1000, .. })), "{newer:?}");
 }

@@ -5,10 +5,15 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs, reason = "a test that cannot go on has failed")]
 
+mod batch;
+mod claims;
 mod client;
 mod crash;
+mod dead_letters;
 mod faults;
 mod inbox;
+mod keyed;
+mod lean;
 mod once;
 mod rebalance;
 mod rig;

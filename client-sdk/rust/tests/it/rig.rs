@@ -45,16 +45,30 @@ impl Rig {
         Self { pool, topic: kafka::fresh_topic("sdk", partitions).await, database }
     }
 
-    pub(crate) fn builder(&self, name: &str) -> ConsumerBuilder<PostgresInbox, ()> {
+    pub(crate) fn builder(&self, name: &str) -> ConsumerBuilder<PostgresInbox> {
         builder(name, &self.topic, &self.pool)
     }
 
-    /// Publishes events, in this order per partition.
+    /// Publishes events without keys, in this order per partition.
     pub(crate) async fn publish(&self, events: impl IntoIterator<Item = (i32, Attributes)>) {
+        self.publish_records(events.into_iter().map(|(partition, event)| (partition, None, event, "{}"))).await;
+    }
+
+    /// Publishes events of this key to partition 0.
+    pub(crate) async fn publish_keyed(&self, key: &str, events: &[Attributes]) {
+        self.publish_records(events.iter().map(|event| (0, Some(key), event.clone(), "{}"))).await;
+    }
+
+    /// Publishes records: partition, key, headers, payload.
+    pub(crate) async fn publish_records<'a>(
+        &self,
+        records: impl IntoIterator<Item = (i32, Option<&'a str>, Attributes, &'a str)>,
+    ) {
         let producer: FutureProducer = kafka::client().set("enable.idempotence", "true").create().unwrap();
-        let sent = events.into_iter().map(|(partition, attributes)| {
+        let sent = records.into_iter().map(|(partition, key, attributes, payload)| {
             let headers = headers(&attributes);
-            let record = FutureRecord::<(), _>::to(&self.topic).partition(partition).headers(headers).payload("{}");
+            let mut record = FutureRecord::to(&self.topic).partition(partition).headers(headers).payload(payload);
+            record.key = key;
             producer.send_result(record).map_err(|(error, _)| error).expect("the record can be queued")
         });
         for delivered in join_all(sent).await {
@@ -97,14 +111,18 @@ fn group(name: &str, topic: &str) -> String {
 }
 
 /// A consumer's settings for tests: quick to notice and to retry.
-pub(crate) fn builder(name: &str, topic: &str, pool: &PgPool) -> ConsumerBuilder<PostgresInbox, ()> {
+pub(crate) fn builder(name: &str, topic: &str, pool: &PgPool) -> ConsumerBuilder<PostgresInbox> {
+    unstored(name, topic).inbox(PostgresInbox::new(pool.clone()))
+}
+
+/// The same without a place to remember what was handled.
+pub(crate) fn unstored(name: &str, topic: &str) -> ConsumerBuilder<()> {
     Consumer::builder(name)
         .kafka(kafka::bootstrap_servers())
         .property("session.timeout.ms", "6000")
         .property("heartbeat.interval.ms", "500")
         .topics([topic])
         .group(group(name, topic))
-        .inbox(PostgresInbox::new(pool.clone()))
         .retry_backoff(Duration::from_millis(10), Duration::from_millis(100))
         .commit_interval(Duration::from_millis(50))
 }
@@ -181,7 +199,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start<H: Handler>(consumer: Consumer<H>) -> Self {
+    pub(crate) fn start(consumer: Consumer) -> Self {
         let (stop, stopped) = oneshot::channel();
         let stats = consumer.stats();
         let task = tokio::spawn(consumer.run(async move { stopped.await.unwrap_or(()) }));

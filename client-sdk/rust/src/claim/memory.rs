@@ -1,0 +1,147 @@
+//! Claims in memory: for tests, and where a repeat after a restart does no harm.
+//!
+//! Invariant: at most `capacity` claims are held. The oldest completed one makes room for a new one, so what was
+//! completed long ago may be claimed again; what is being worked on is never dropped.
+//!
+//! It deliberately is no inbox: without transactions it cannot promise effects once, and the types do not let it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{Claim, Claimed, Claims, Hold};
+use crate::inbox::{Content, EventKey, InboxError};
+
+/// Claims in this process's memory. Clones share them.
+#[derive(Clone, Debug)]
+pub struct MemoryClaims {
+    capacity: usize,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    scopes: HashMap<(String, String), i32>,
+    claims: HashMap<(i32, Uuid), Entry>,
+    /// In the order of their completion.
+    completed: VecDeque<(i32, Uuid)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    content: Option<Content>,
+    token: Uuid,
+    until: Instant,
+    attempts: u32,
+    result: Option<Vec<u8>>,
+}
+
+impl MemoryClaims {
+    /// Room for so many claims.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, state: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the claim of this holder.
+    fn held(&self, claim: &Claim, change: impl FnOnce(&mut Entry)) -> Hold {
+        match self.state().claims.get_mut(&(claim.scope, claim.event_id)) {
+            Some(entry) if entry.token == claim.token && entry.result.is_none() => {
+                change(entry);
+                Hold::Kept
+            }
+            _ => Hold::Lost,
+        }
+    }
+}
+
+impl State {
+    fn scope(&mut self, consumer: &str, source: &str) -> i32 {
+        let next = i32::try_from(self.scopes.len()).unwrap_or(i32::MAX);
+        *self.scopes.entry((consumer.to_owned(), source.to_owned())).or_insert(next)
+    }
+}
+
+impl Claims for MemoryClaims {
+    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        let mut state = self.state();
+        let (scope, now, token) = (state.scope(consumer, key.source()), Instant::now(), Uuid::now_v7());
+        let name = (scope, key.id());
+        if let Some(entry) = state.claims.get_mut(&name) {
+            if Content::differs(key.content(), entry.content.map(Content::number)) {
+                return Ok(Claimed::Conflict);
+            }
+            if let Some(result) = &entry.result {
+                return Ok(Claimed::Done(result.clone()));
+            }
+            if entry.until > now {
+                return Ok(Claimed::Held { left: entry.until - now });
+            }
+            (entry.token, entry.until, entry.attempts) = (token, now + lease, entry.attempts.saturating_add(1));
+            return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, entry.attempts)));
+        }
+        if state.claims.len() >= self.capacity {
+            let Some(oldest) = state.completed.pop_front() else { return Err(InboxError::Full(self.capacity)) };
+            state.claims.remove(&oldest);
+        }
+        let entry = Entry { content: key.content(), token, until: now + lease, attempts: 1, result: None };
+        state.claims.insert(name, entry);
+        Ok(Claimed::Yours(Claim::new(scope, key.id(), token, 1)))
+    }
+
+    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
+        Ok(self.held(claim, |entry| entry.until = Instant::now() + lease))
+    }
+
+    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
+        let name = (claim.scope, claim.event_id);
+        let mut state = self.state();
+        let Some(entry) = state.claims.get_mut(&name).filter(|entry| entry.token == claim.token) else {
+            return Ok(Hold::Lost);
+        };
+        if entry.result.is_none() {
+            entry.result = Some(result.to_vec());
+            state.completed.push_back(name);
+        }
+        Ok(Hold::Kept)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
+        Ok(self.held(claim, |entry| entry.until = Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> EventKey<'static> {
+        EventKey::new("/shop", Uuid::now_v7())
+    }
+
+    async fn yours(claims: &MemoryClaims, key: &EventKey<'_>, lease: Duration) -> Claim {
+        match claims.claim("mailer", key, lease).await {
+            Ok(Claimed::Yours(claim)) => claim,
+            other => panic!("expected the lease, got {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_completed_makes_room_and_what_is_worked_on_does_not() {
+        let (claims, lease) = (MemoryClaims::new(2), Duration::from_secs(60));
+        let (first, second, third) = (key(), key(), key());
+        let one = yours(&claims, &first, lease).await;
+        yours(&claims, &second, lease).await;
+        assert!(matches!(claims.claim("mailer", &third, lease).await, Err(InboxError::Full(2))));
+        claims.complete(&one, b"sent").await.expect("memory does not fail");
+        yours(&claims, &third, lease).await;
+        assert!(matches!(claims.claim("mailer", &second, lease).await, Ok(Claimed::Held { .. })));
+    }
+}

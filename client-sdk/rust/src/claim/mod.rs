@@ -1,0 +1,111 @@
+//! Leases on events, for effects that no transaction of ours can hold: a mail sent, another service called.
+//!
+//! Whoever claims an event holds a lease on it until it completes, releases or lets the lease run out; then another may
+//! claim it. Invariants: at most one lease on an event at a time; what is completed stays completed, with its result;
+//! a completion by anyone but the present holder is refused.
+//!
+//! It deliberately does not promise that an effect happens once: a holder that dies after its effect and before its
+//! completion leaves an event whose effect will be repeated.
+
+mod layer;
+mod memory;
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::SqliteClaims;
+pub use self::{
+    layer::{Dedup, DedupError, DedupLayer, Keyed},
+    memory::MemoryClaims,
+    postgres::PostgresClaims,
+};
+use crate::inbox::{EventKey, InboxError};
+
+/// A lease on an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    scope: i32,
+    event_id: Uuid,
+    token: Uuid,
+    attempt: u32,
+}
+
+impl Claim {
+    pub(crate) fn new(scope: i32, event_id: Uuid, token: Uuid, attempt: u32) -> Self {
+        Self { scope, event_id, token, attempt }
+    }
+
+    /// The event's id.
+    pub fn event_id(&self) -> Uuid {
+        self.event_id
+    }
+
+    /// Names this lease; a lease after it has another. Effects that take an idempotency key are better given the
+    /// event's id, which stays.
+    pub fn token(&self) -> Uuid {
+        self.token
+    }
+
+    /// How often the event has been claimed, this time included. More than 1: an earlier holder may have had the
+    /// effect, wholly or in part.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+/// What claiming an event came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// The lease is the caller's.
+    Yours(Claim),
+    /// The event is completed, with this result.
+    Done(Vec<u8>),
+    /// Another holds the lease.
+    Held {
+        /// How long at most, unless it is extended.
+        left: Duration,
+    },
+    /// Another event was claimed or completed under the same identity.
+    Conflict,
+}
+
+/// Whether a lease still is the caller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is, and what was asked for is done.
+    Kept,
+    /// Another has claimed the event since, or it is completed: nothing was done.
+    Lost,
+}
+
+/// A store of claims.
+///
+/// # Contract
+/// - Time is the store's, never the caller's: clocks of several callers may differ.
+/// - A lease that has run out stays its holder's until another claims the event: completing late is refused when it
+///   would contradict another holder, and not before.
+/// - [`complete`](Self::complete) again by the same holder is `Kept`: the answer to the first may have been lost.
+/// - Cancellation of any call leaves it done or not done.
+pub trait Claims: Clone + Send + Sync + 'static {
+    /// Claims an event for this long.
+    fn claim(
+        &self,
+        consumer: &str,
+        key: &EventKey<'_>,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Claimed, InboxError>> + Send;
+
+    /// Holds the lease for this long from now on.
+    fn extend(&self, claim: &Claim, lease: Duration) -> impl Future<Output = Result<Hold, InboxError>> + Send;
+
+    /// The effect has happened. `result` is what later claims are answered.
+    fn complete(&self, claim: &Claim, result: &[u8]) -> impl Future<Output = Result<Hold, InboxError>> + Send;
+
+    /// Gives the lease back: another may claim the event at once.
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Hold, InboxError>> + Send;
+}

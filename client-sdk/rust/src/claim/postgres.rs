@@ -1,0 +1,103 @@
+//! Claims on Postgres.
+//!
+//! Invariant: each call is one statement on one row, so it is done or not done. Time is `clock_timestamp()`: a
+//! statement that waited for another must not decide by the time at which it began.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{Claim, Claimed, Claims, Hold};
+use crate::inbox::{Content, EventKey, InboxError, PostgresInbox, scopes::Scopes};
+
+const CLAIM: &str = "
+    insert into outbox_inbox.claims as c (scope, event_id, content, token, leased_until, attempts)
+    values ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 ms', 1)
+    on conflict (scope, event_id) do update
+    set token = excluded.token, attempts = c.attempts + 1,
+        leased_until = clock_timestamp() + $5 * interval '1 ms'
+    where c.completed_at is null and c.leased_until <= clock_timestamp()
+      and (c.content = excluded.content or c.content is null or excluded.content is null)
+    returning attempts";
+const FOUND: &str = "
+    select content, result, greatest(extract(epoch from leased_until - clock_timestamp()) * 1000, 0)::int8
+    from outbox_inbox.claims where scope = $1 and event_id = $2";
+const EXTEND: &str = "
+    update outbox_inbox.claims set leased_until = clock_timestamp() + $4 * interval '1 ms'
+    where scope = $1 and event_id = $2 and token = $3 and completed_at is null";
+const COMPLETE: &str = "
+    update outbox_inbox.claims set completed_at = coalesce(completed_at, clock_timestamp()), result = coalesce(result, $4)
+    where scope = $1 and event_id = $2 and token = $3";
+const RELEASE: &str = "
+    update outbox_inbox.claims set leased_until = 'epoch'
+    where scope = $1 and event_id = $2 and token = $3 and completed_at is null";
+
+/// Claims in a Postgres database.
+#[derive(Clone, Debug)]
+pub struct PostgresClaims {
+    pool: PgPool,
+    scopes: Scopes,
+}
+
+impl PostgresClaims {
+    /// The claims in the database of this pool. Their table is part of the inbox's schema.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, scopes: Scopes::default() }
+    }
+
+    /// As [`PostgresInbox::ensure_schema`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn ensure_schema(&self) -> Result<(), InboxError> {
+        PostgresInbox::new(self.pool.clone()).ensure_schema().await
+    }
+}
+
+impl Claims for PostgresClaims {
+    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        let scope = crate::inbox::postgres_scope(&self.pool, &self.scopes, consumer, key.source()).await?;
+        let token = Uuid::now_v7();
+        loop {
+            let claim = sqlx::query_scalar::<_, i32>(CLAIM).bind(scope).bind(key.id());
+            let claim = claim.bind(key.content().map(Content::number)).bind(token).bind(millis(lease));
+            if let Some(attempts) = claim.fetch_optional(&self.pool).await? {
+                return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, attempts.unsigned_abs())));
+            }
+            let found = sqlx::query_as::<_, (Option<i64>, Option<Vec<u8>>, i64)>(FOUND).bind(scope).bind(key.id());
+            match found.fetch_optional(&self.pool).await? {
+                Some((content, ..)) if Content::differs(key.content(), content) => return Ok(Claimed::Conflict),
+                Some((_, Some(result), _)) => return Ok(Claimed::Done(result)),
+                Some((_, None, left)) if left > 0 => {
+                    return Ok(Claimed::Held { left: Duration::from_millis(left.unsigned_abs()) });
+                }
+                // It ran out, or was deleted, just now.
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
+        let extend = sqlx::query(EXTEND).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(millis(lease));
+        Ok(hold(extend.execute(&self.pool).await?.rows_affected()))
+    }
+
+    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
+        let complete = sqlx::query(COMPLETE).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(result);
+        Ok(hold(complete.execute(&self.pool).await?.rows_affected()))
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
+        let release = sqlx::query(RELEASE).bind(claim.scope).bind(claim.event_id).bind(claim.token);
+        Ok(hold(release.execute(&self.pool).await?.rows_affected()))
+    }
+}
+
+pub(super) fn hold(rows: u64) -> Hold {
+    if rows == 1 { Hold::Kept } else { Hold::Lost }
+}
+
+pub(super) fn millis(lease: Duration) -> i64 {
+    i64::try_from(lease.as_millis()).unwrap_or(i64::MAX)
+}

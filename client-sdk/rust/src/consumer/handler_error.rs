@@ -1,0 +1,96 @@
+//! What a handler says when it cannot handle an event.
+
+use std::{error::Error, fmt, time::Duration};
+
+use super::PayloadError;
+
+/// Why an event could not be handled this time, and what is to be done about it. Every error converts into it with
+/// `?`: the event is then tried again, but for a [`PayloadError`], which no further attempt can mend.
+///
+/// ```
+/// use std::time::Duration;
+/// use outbox_sdk::HandlerError;
+///
+/// let busy = HandlerError::retry_after(Duration::from_secs(30), "the mail server asks to wait");
+/// let wrong = HandlerError::dead_letter("no such user");
+/// let broken = HandlerError::fatal("the table `mails` is missing");
+/// # let _ = (busy, wrong, broken);
+/// ```
+#[non_exhaustive]
+pub enum HandlerError {
+    /// Try again: after this time, or else after the consumer's backoff. What comes behind it with the same key waits.
+    Retry {
+        /// The time to wait, if the handler knows it.
+        after: Option<Duration>,
+        /// What failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// Do not try again: put the event into the dead-letter topic. Without one the consumer stops.
+    DeadLetter {
+        /// Why; it travels with the record.
+        reason: Box<dyn Error + Send + Sync>,
+    },
+    /// Stop the consumer: nothing that it consumes can be handled. The event stays where it is.
+    Fatal {
+        /// What failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl HandlerError {
+    /// A failure that may pass, with a message; tried again after the consumer's backoff.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::Retry { after: None, source: message.into().into() }
+    }
+
+    /// A failure that may pass by then.
+    pub fn retry_after(after: Duration, message: impl Into<String>) -> Self {
+        Self::Retry { after: Some(after), source: message.into().into() }
+    }
+
+    /// The event cannot be handled, now or later.
+    pub fn dead_letter(reason: impl Into<String>) -> Self {
+        Self::DeadLetter { reason: reason.into().into() }
+    }
+
+    /// Nothing can be handled.
+    pub fn fatal(message: impl Into<String>) -> Self {
+        Self::Fatal { source: message.into().into() }
+    }
+
+    fn said(&self) -> &(dyn Error + Send + Sync) {
+        match self {
+            Self::Retry { source, .. } | Self::Fatal { source } => &**source,
+            Self::DeadLetter { reason } => &**reason,
+        }
+    }
+}
+
+// `HandlerError` deliberately is no `Error` itself: this conversion would then overlap with that of a type to itself.
+impl<E: Error + Send + Sync + 'static> From<E> for HandlerError {
+    fn from(error: E) -> Self {
+        let source: Box<dyn Error + Send + Sync> = Box::new(error);
+        if source.is::<PayloadError>() {
+            Self::DeadLetter { reason: source }
+        } else {
+            Self::Retry { after: None, source }
+        }
+    }
+}
+
+impl fmt::Debug for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Retry { .. } => "Retry",
+            Self::DeadLetter { .. } => "DeadLetter",
+            Self::Fatal { .. } => "Fatal",
+        };
+        write!(f, "{kind}({:?})", self.said())
+    }
+}
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.said(), f)
+    }
+}

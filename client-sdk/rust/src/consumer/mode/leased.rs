@@ -1,0 +1,80 @@
+//! A lease on each event, for effects outside a database.
+//!
+//! Invariants: the effect runs only while this instance holds the event's lease, which is extended meanwhile; a result
+//! that comes after the lease was lost is refused by the store, and the event is claimed anew.
+//!
+//! It deliberately promises less than a transaction: an effect that happened just before a crash happens again. The
+//! lease's token, the same for every call of one attempt, is there for services that deduplicate themselves.
+
+use std::time::Duration;
+
+use super::{Done, Mode};
+use crate::{
+    claim::{Claim, Claimed, Claims, Hold},
+    consumer::{Effect, Event, failure::AttemptError},
+};
+
+/// Handles each event under a lease. Made by `.claims(…).effect(…)`.
+#[derive(Debug)]
+pub struct Leased<C, E> {
+    pub(crate) claims: C,
+    pub(crate) lease: Duration,
+    pub(crate) effect: E,
+}
+
+#[allow(private_interfaces, reason = "sealed")]
+impl<C: Claims, E: Effect> Mode for Leased<C, E> {
+    type Session = ();
+
+    async fn attempt(&self, consumer: &str, events: &[&Event], (): &mut ()) -> Result<Done, AttemptError> {
+        let mut done = Done::default();
+        for event in events {
+            let claimed = self.claims.claim(consumer, &event.dedup_key(), self.lease).await;
+            match claimed.map_err(AttemptError::Inbox)? {
+                Claimed::Yours(claim) => {
+                    self.perform(event, &claim).await?;
+                    done.handled += 1;
+                }
+                Claimed::Done(_) => done.duplicates += 1,
+                Claimed::Held { left } => return Err(AttemptError::Held(left)),
+                Claimed::Conflict => return Err(AttemptError::Conflict),
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl<C: Claims, E: Effect> Leased<C, E> {
+    async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
+        let result = tokio::select! {
+            result = self.effect.perform(event, claim) => result,
+            () = self.until_lost(claim) => return Err(AttemptError::Late),
+        };
+        let held = match result {
+            Ok(result) => self.claims.complete(claim, &result).await,
+            Err(error) => {
+                // A lease that cannot be given back runs out by itself.
+                let _ = self.claims.release(claim).await;
+                return Err(AttemptError::Handler(error));
+            }
+        };
+        match held.map_err(AttemptError::Inbox)? {
+            Hold::Kept => Ok(()),
+            Hold::Lost => Err(AttemptError::Late),
+        }
+    }
+
+    /// Extends the lease in time, for as long as the store lets it.
+    async fn until_lost(&self, claim: &Claim) {
+        loop {
+            tokio::time::sleep(self.lease / 3).await;
+            match self.claims.extend(claim, self.lease).await {
+                Ok(Hold::Kept) => {}
+                Ok(Hold::Lost) => return,
+                Err(error) => {
+                    tracing::warn!(event_id = %claim.event_id(), %error, "a lease cannot be extended; it is tried again");
+                }
+            }
+        }
+    }
+}

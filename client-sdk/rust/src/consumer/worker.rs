@@ -1,0 +1,262 @@
+//! Settling records: attempts, waits between them, and what becomes of a record that cannot be handled.
+//!
+//! Invariant: a record is settled when its event's effects are durable, were before, or it is in the dead-letter topic
+//! and Kafka has said so. A record that cannot be settled stops the consumer; it is never skipped.
+//!
+//! It deliberately knows nothing of offsets, pauses and rebalances.
+
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use outbox_proto::record::DecodeError;
+use rdkafka::{Message as _, message::OwnedMessage};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    ConsumerError, Event, RecordPlace,
+    dead_letter::{DeadLetters, Reason},
+    failure::{AttemptError, Verdict},
+    mailbox::Mailbox,
+    mode::{Done, Mode},
+    stats::{Counters, add},
+};
+use crate::{backoff::Backoff, trace};
+
+/// What all lanes of a consumer share.
+pub(super) struct Work<M> {
+    pub(super) consumer: String,
+    pub(super) group: String,
+    pub(super) mode: M,
+    pub(super) concurrency: usize,
+    pub(super) backoff: Backoff,
+    pub(super) attempts_max: Option<u32>,
+    pub(super) dead_letters: Option<DeadLetters>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+/// Whether a record was settled, or the lane stopped before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Settled,
+    Stopped,
+}
+
+/// Why a record goes to the dead-letter topic, and what stops the consumer where there is none.
+struct Hopeless {
+    reason: String,
+    attempts: u32,
+    without: Box<dyn FnOnce(RecordPlace) -> ConsumerError + Send>,
+}
+
+/// A record as it was found to be.
+enum Found {
+    Event(Event),
+    Junk(OwnedMessage, DecodeError),
+}
+
+impl Found {
+    fn record(&self) -> &OwnedMessage {
+        match self {
+            Self::Event(event) => event.record(),
+            Self::Junk(record, _) => record,
+        }
+    }
+}
+
+impl<M: Mode> Work<M> {
+    /// Settles a batch of one line, in order, and tells `settled` of each record.
+    pub(super) async fn settle_all(
+        &self,
+        records: Vec<OwnedMessage>,
+        session: &mut M::Session,
+        stop: &CancellationToken,
+        mut settled: impl FnMut(&OwnedMessage),
+    ) -> Result<Outcome, ConsumerError> {
+        let found: Vec<Found> = records
+            .into_iter()
+            .map(|record| Event::decode(record).map_or_else(|(record, e)| Found::Junk(*record, e), Found::Event))
+            .collect();
+        if found.len() > 1 && self.batch(&found, session).await {
+            found.iter().for_each(|found| settled(found.record()));
+            return Ok(Outcome::Settled);
+        }
+        for (at, found) in found.into_iter().enumerate() {
+            // Between two records, and never between a mark and its commit.
+            if at > 0 && stop.is_cancelled() {
+                return Ok(Outcome::Stopped);
+            }
+            let (record, outcome) = match &found {
+                Found::Event(event) => (event.record(), self.settle(event, session, stop).await?),
+                Found::Junk(record, error) => (record, self.junk(record, error, stop).await?),
+            };
+            match outcome {
+                Outcome::Settled => settled(record),
+                Outcome::Stopped => return Ok(Outcome::Stopped),
+            }
+        }
+        Ok(Outcome::Settled)
+    }
+
+    /// Handles a batch in one go; false when each record is to be settled by itself.
+    async fn batch(&self, found: &[Found], session: &mut M::Session) -> bool {
+        let mut events = Vec::with_capacity(found.len());
+        for found in found {
+            match found {
+                Found::Event(event) if event.is_for(&self.consumer) => events.push(event),
+                Found::Event(_) | Found::Junk(..) => return false,
+            }
+        }
+        match self.attempt(&events, session).await {
+            Ok(()) => true,
+            Err(error) => {
+                let (events, error) = (events.len(), error.chain());
+                tracing::warn!(events, error, "a batch is rolled back: its events are handled singly");
+                false
+            }
+        }
+    }
+
+    /// Handles an event until it is settled.
+    async fn settle(
+        &self,
+        event: &Event,
+        session: &mut M::Session,
+        stop: &CancellationToken,
+    ) -> Result<Outcome, ConsumerError> {
+        let record = event.record();
+        if !event.is_for(&self.consumer) {
+            add(&self.counters.passed, 1);
+            return Ok(Outcome::Settled);
+        }
+        let (mut attempts, mut failures) = (0_u32, 0_u32);
+        loop {
+            let Err(error) = self.attempt(&[event], session).await else { return Ok(Outcome::Settled) };
+            let verdict = error.verdict();
+            failures = failures.saturating_add(1);
+            attempts = attempts.saturating_add(u32::from(!matches!(verdict, Verdict::Wait(_))));
+            let (place, event_id, reason) = (place(record), event.id(), error.chain());
+            let after = match verdict {
+                Verdict::Fatal => {
+                    tracing::error!(%place, %event_id, error = reason, "the consumer stops: its handler says so");
+                    return Err(ConsumerError::Fatal { place, event_id, source: error.into() });
+                }
+                Verdict::DeadLetter => {
+                    let without =
+                        Box::new(move |place| ConsumerError::NoDeadLetters { place, event_id, source: error.into() });
+                    return self.give_up(record, Hopeless { reason, attempts, without }, stop).await;
+                }
+                Verdict::Retry(_) if self.attempts_max.is_some_and(|max| attempts >= max) => {
+                    let without = Box::new(move |place| ConsumerError::Exhausted {
+                        place,
+                        event_id,
+                        attempts,
+                        source: error.into(),
+                    });
+                    return self.give_up(record, Hopeless { reason, attempts, without }, stop).await;
+                }
+                Verdict::Retry(after) | Verdict::Wait(after) => after,
+            };
+            add(&self.counters.retries, 1);
+            let delay = after.unwrap_or_default() + self.backoff.delay(failures);
+            tracing::error!(%place, %event_id, failures, ?delay, error = reason, "an event is to be tried again");
+            // Others may need its connection meanwhile.
+            *session = M::Session::default();
+            if !wait(delay, stop).await {
+                return Ok(Outcome::Stopped);
+            }
+        }
+    }
+
+    async fn junk(
+        &self,
+        record: &OwnedMessage,
+        error: &DecodeError,
+        stop: &CancellationToken,
+    ) -> Result<Outcome, ConsumerError> {
+        let (reason, source) = (error.to_string(), error.clone());
+        let without = Box::new(|place| ConsumerError::Undecodable { place, source });
+        self.give_up(record, Hopeless { reason, attempts: 0, without }, stop).await
+    }
+
+    /// Puts a record into the dead-letter topic, for as long as that may succeed, or says why the consumer stops.
+    async fn give_up(
+        &self,
+        record: &OwnedMessage,
+        hopeless: Hopeless,
+        stop: &CancellationToken,
+    ) -> Result<Outcome, ConsumerError> {
+        let (place, Hopeless { reason, attempts, without }) = (place(record), hopeless);
+        let Some(letters) = &self.dead_letters else {
+            tracing::error!(%place, attempts, reason, "the consumer stops: a record cannot be handled");
+            return Err(without(place));
+        };
+        let mut failures = 0_u32;
+        loop {
+            let said = Reason { consumer: &self.consumer, text: &reason, attempts };
+            let Err(error) = letters.put(record, &said).await else {
+                tracing::error!(%place, attempts, reason, "a record is in the dead-letter topic");
+                add(&self.counters.dead_lettered, 1);
+                return Ok(Outcome::Settled);
+            };
+            if DeadLetters::is_refused(&error) {
+                return Err(ConsumerError::DeadLetterRefused { place, reason, source: error.into() });
+            }
+            failures = failures.saturating_add(1);
+            tracing::error!(%place, %error, failures, "the dead-letter topic takes nothing; it is tried again");
+            if !wait(self.backoff.delay(failures), stop).await {
+                return Ok(Outcome::Stopped);
+            }
+        }
+    }
+
+    /// Handles events once. A panic is an error.
+    async fn attempt(&self, events: &[&Event], session: &mut M::Session) -> Result<(), AttemptError> {
+        let span = trace::process_span(events, &self.consumer, &self.group);
+        let attempt = self.mode.attempt(&self.consumer, events, session);
+        // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but
+        // the handler itself, whose state is the application's own.
+        let caught = AssertUnwindSafe(attempt).catch_unwind().instrument(span.clone()).await;
+        let outcome = caught.unwrap_or_else(|panic| {
+            *session = M::Session::default();
+            Err(AttemptError::Panic(panic_message(&*panic)))
+        });
+        match outcome {
+            Ok(Done { handled, duplicates }) => {
+                add(&self.counters.handled, handled);
+                add(&self.counters.duplicates, duplicates);
+                if duplicates > 0 {
+                    span.record("outbox.duplicate", true);
+                    tracing::debug!(parent: &span, duplicates, "repeats of what was handled before");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, AttemptError::Conflict) {
+                    add(&self.counters.conflicts, 1);
+                }
+                span.record("error.type", error.kind());
+                span.record("otel.status_code", "error");
+                Err(error)
+            }
+        }
+    }
+}
+
+pub(super) fn place(record: &OwnedMessage) -> RecordPlace {
+    RecordPlace { topic: record.topic().to_owned(), partition: record.partition(), offset: record.offset() }
+}
+
+/// Waits; false when stopped before.
+async fn wait(delay: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(delay) => true,
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a value that is no text").to_owned()
+}
