@@ -13,8 +13,8 @@ mod lease;
 mod opening;
 mod properties;
 pub mod publisher;
-mod reader;
 mod session;
+mod source;
 mod status;
 mod trace;
 mod wake;
@@ -31,7 +31,7 @@ pub use self::{
     status::{Status, StoppedLane},
     wake::Wake,
 };
-use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session};
+use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session, source::poll::Poll};
 use crate::config;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -140,7 +140,7 @@ impl<P: Publisher> Relay<P> {
         }
     }
 
-    async fn open(&mut self) -> Result<Session<'_, P>, Error> {
+    async fn open(&mut self) -> Result<Session<'_, P, Poll>, Error> {
         Session::open(&self.settings, &mut self.publisher, &self.wake, &self.status).await
     }
 

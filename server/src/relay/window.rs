@@ -6,13 +6,12 @@
 
 use std::collections::VecDeque;
 
-use super::lane::Unwritten;
-use crate::{model::progress::Progress, store::relay::row::Row};
+use super::source::Batch;
+use crate::store::relay::row::Row;
 
-/// The pages.
-#[derive(Default)]
-pub(super) struct Window {
-    pub(super) pages: VecDeque<Page>,
+/// The pages. `R` is how far one reaches, which the source knows the meaning of.
+pub(super) struct Window<R> {
+    pub(super) pages: VecDeque<Page<R>>,
     next_token: usize,
     events: usize,
     bytes: usize,
@@ -21,7 +20,7 @@ pub(super) struct Window {
 }
 
 /// Events of lanes that were read together.
-pub(super) struct Page {
+pub(super) struct Page<R> {
     first_token: usize,
     pub(super) rows: Vec<Row>,
     pub(super) marks: Vec<Mark>,
@@ -32,8 +31,7 @@ pub(super) struct Page {
     open: usize,
     bytes: usize,
     lanes: Vec<i16>,
-    from: Progress,
-    to: Progress,
+    reach: R,
     stops: Vec<(i16, i64)>,
 }
 
@@ -47,20 +45,41 @@ pub(super) enum Mark {
     Done,
 }
 
-/// What a lane has settled.
-pub(super) struct Settled {
-    pub(super) lane: i16,
-    pub(super) to: Progress,
-    pub(super) unwritten: Unwritten,
+/// A page that has been settled.
+pub(super) struct Settled<R> {
+    /// The lanes that it settles, ascending.
+    pub(super) lanes: Vec<i16>,
+    /// How far.
+    pub(super) reach: R,
+    with_events: Vec<i16>,
+    stops: Vec<(i16, i64)>,
 }
 
-impl Page {
+impl<R> Settled<R> {
+    /// Whether there were events of the lane in it.
+    pub(super) fn has_events_of(&self, lane: i16) -> bool {
+        self.with_events.binary_search(&lane).is_ok()
+    }
+
+    /// The position that a lane has stopped before, within the page.
+    pub(super) fn stop_of(&self, lane: i16) -> Option<i64> {
+        self.stops.iter().filter(|(l, _)| *l == lane).map(|(_, position)| *position).min()
+    }
+}
+
+impl<R> Default for Window<R> {
+    fn default() -> Self {
+        Self { pages: VecDeque::new(), next_token: 0, events: 0, bytes: 0, enqueued: 0 }
+    }
+}
+
+impl<R> Page<R> {
     pub(super) fn token(&self, index: usize) -> usize {
         self.first_token + index
     }
 }
 
-impl Window {
+impl<R> Window<R> {
     pub(super) fn events(&self) -> usize {
         self.events
     }
@@ -74,14 +93,15 @@ impl Window {
         self.pages.front().map_or(self.next_token, |p| p.first_token)
     }
 
-    /// Adds what was read of `lanes` between `from` and `to`. Rows of other lanes are given up.
-    pub(super) fn push(&mut self, lanes: Vec<i16>, rows: Vec<Row>, from: Progress, to: Progress, round: u64) {
+    /// Adds what was read. Rows of lanes that are not the batch's are given up.
+    pub(super) fn push(&mut self, batch: Batch<R>) {
+        let Batch { lanes, rows, reach, round } = batch;
         if rows.is_empty()
             && let Some(last) = self.pages.back_mut()
             && last.rows.is_empty()
             && last.lanes == lanes
         {
-            (last.to, last.round) = (to, round);
+            (last.reach, last.round) = (reach, round);
             return;
         }
         let mark = |row: &Row| if lanes.binary_search(&row.lane()).is_ok() { Mark::Waiting } else { Mark::Done };
@@ -101,8 +121,7 @@ impl Window {
             open,
             bytes,
             lanes,
-            from,
-            to,
+            reach,
             stops: Vec::new(),
         });
     }
@@ -167,20 +186,20 @@ impl Window {
         self.pages.iter().any(|p| p.lanes.binary_search(&lane).is_ok())
     }
 
-    /// Takes the pages off the front that are done, and tells what their lanes have settled, in order.
-    pub(super) fn settle(&mut self) -> Vec<Settled> {
+    /// Takes the pages off the front that are done, in order.
+    pub(super) fn settle(&mut self) -> Vec<Settled<R>> {
         let mut settled = Vec::new();
         while self.pages.front().is_some_and(|p| p.open == 0) {
             let Some(page) = self.pages.pop_front() else { break };
             self.events -= page.rows.len();
             self.bytes -= page.bytes;
-            page.settled(&mut settled);
+            settled.push(page.settled());
         }
         settled
     }
 }
 
-impl Page {
+impl<R> Page<R> {
     fn give_up(&mut self, lane: i16, from: i64) {
         for (row, mark) in self.rows.iter().zip(&mut self.marks) {
             if row.lane() == lane && row.position() >= from && *mark == Mark::Waiting {
@@ -190,18 +209,10 @@ impl Page {
         }
     }
 
-    fn settled(&self, settled: &mut Vec<Settled>) {
+    fn settled(self) -> Settled<R> {
         let mut with_events: Vec<i16> = self.rows.iter().map(Row::lane).collect();
         with_events.sort_unstable();
         with_events.dedup();
-        for lane in self.lanes.iter().copied() {
-            let stop = self.stops.iter().filter(|(l, _)| *l == lane).map(|(_, position)| *position).min();
-            let to = match stop {
-                Some(position) => self.from.reach(Some(position - 1)),
-                None => self.to.clone(),
-            };
-            let events = with_events.binary_search(&lane).is_ok();
-            settled.push(Settled { lane, to, unwritten: if events { Unwritten::Events } else { Unwritten::Empty } });
-        }
+        Settled { lanes: self.lanes, reach: self.reach, with_events, stops: self.stops }
     }
 }

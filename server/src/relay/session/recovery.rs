@@ -11,6 +11,7 @@ use super::Session;
 use crate::relay::{
     lane::State,
     publisher::{Fault, Publisher},
+    source::Source,
     status::StoppedLane,
 };
 
@@ -54,7 +55,7 @@ impl Care {
     }
 }
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Closes the publisher, finds the records at fault among all that it reports, and has the rest sent again.
     /// `own` is the publisher's own fault, when it is known already.
     pub(super) async fn recover(&mut self, mut faults: Vec<(usize, Fault)>, mut own: Option<String>) {

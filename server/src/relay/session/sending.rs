@@ -6,6 +6,7 @@ use super::Session;
 use crate::{
     relay::{
         publisher::{Publisher, Record, Refusal, Topic},
+        source::Source,
         trace::Spans,
         window::Mark,
     },
@@ -25,7 +26,7 @@ enum Pause {
     Failed(String),
 }
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Enqueues what it can.
     pub(super) async fn send(&mut self) {
         self.care.more_to_send = false;

@@ -3,16 +3,13 @@
 use std::time::Instant;
 
 use super::{Session, within};
-use crate::{
-    relay::{
-        Error, Status,
-        lane::Unwritten,
-        publisher::{Fault, Publisher, Report},
-    },
-    store::relay::progress,
+use crate::relay::{
+    Error, Status,
+    publisher::{Fault, Publisher, Report},
+    source::{Source, Unwritten},
 };
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Takes reports, settles pages and writes the progress of lanes that had events in them.
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
         let mut reports = std::mem::take(&mut self.reports);
@@ -25,8 +22,11 @@ impl<P: Publisher> Session<'_, P> {
         if !faults.is_empty() {
             self.recover(faults, None).await;
         }
-        for settled in self.window.settle() {
-            self.lanes.settle(settled.lane, &settled.to, settled.unwritten);
+        for page in self.window.settle() {
+            self.source.settle(&page);
+            for lane in page.lanes.iter().filter(|lane| page.has_events_of(**lane)) {
+                self.lanes.passed(*lane);
+            }
         }
         self.spans.forget_before(self.window.first_token());
         self.write(Unwritten::Events).await
@@ -49,20 +49,13 @@ impl<P: Publisher> Session<'_, P> {
     /// Writes the progress of lanes that are ahead of the table by at least this much. A lane that another relay has
     /// claimed is dropped.
     pub(super) async fn write(&mut self, at_least: Unwritten) -> Result<(), Error> {
-        let rows = self.lanes.unwritten(at_least);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let written =
-            within(self.patience(), progress::write(&mut self.control, self.settings.instance, &rows)).await?;
-        for row in &rows {
-            if written.contains(&row.lane) {
-                self.lanes.written(row.lane);
-            } else {
-                tracing::warn!(lane = row.lane, epoch = row.epoch, "another relay has the lane, it is dropped");
-                self.lanes.remove(row.lane);
-                self.window.forget(row.lane);
-            }
+        let patience = self.patience();
+        let writing = self.source.write(&mut self.control, &self.lanes, at_least);
+        for lane in within(patience, writing).await? {
+            tracing::warn!(lane, epoch = self.lanes.epoch(lane), "another relay has the lane, it is dropped");
+            self.lanes.remove(lane);
+            self.source.lost(lane);
+            self.window.forget(lane);
         }
         if at_least == Unwritten::Events {
             self.status.send_modify(|s: &mut Status| s.last_settled = Some(Instant::now()));

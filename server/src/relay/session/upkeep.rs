@@ -6,17 +6,18 @@ use super::{Session, within};
 use crate::{
     relay::{
         Error, Status,
-        lane::{State, Unwritten},
+        lane::State,
         publisher::Publisher,
+        source::{Source, Unwritten},
     },
-    store::relay::lease,
+    store::relay::{lease, progress::LaneRow},
 };
 
 /// Kafka is given this long before it is said that it does not answer, and this long between two such lines.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// How long the database may take to answer about leases and progress.
     pub(super) fn patience(&self) -> Duration {
         Duration::from_millis(self.settings.config.lease_ttl_ms)
@@ -37,6 +38,7 @@ impl<P: Publisher> Session<'_, P> {
         }
         let window = &self.window;
         for lane in self.lanes.retry(Instant::now(), |lane| window.holds(lane)) {
+            self.source.reread(lane);
             tracing::info!(lane, "a stopped lane is tried again");
         }
         Ok(())
@@ -44,7 +46,7 @@ impl<P: Publisher> Session<'_, P> {
 
     /// Renews the lease with a durable commit: what any snapshot taken before has seen is flushed after it.
     pub(super) async fn renew(&mut self) -> Result<(), Error> {
-        let (sent, round) = (Instant::now(), self.round);
+        let (sent, round) = (Instant::now(), self.source.round());
         let ttl = self.patience();
         let renewal = lease::renew(&mut self.control, self.settings.instance, ttl);
         let mark = within(ttl, renewal).await?.ok_or(Error::LeaseLost)?;
@@ -59,9 +61,7 @@ impl<P: Publisher> Session<'_, P> {
         if !share.claimed.is_empty() {
             tracing::info!(lanes = share.claimed.len(), "lanes claimed");
         }
-        for row in share.claimed {
-            self.lanes.add(row, self.pace.polls + 1);
-        }
+        self.take_over(share.claimed);
         let leaving = self.lanes.iter().filter(|(_, l)| matches!(l.state, State::Leaving { .. })).count();
         let now = Instant::now();
         let stay = self.lanes.iter().rev().filter(|(_, l)| !matches!(l.state, State::Leaving { .. }));
@@ -72,6 +72,14 @@ impl<P: Publisher> Session<'_, P> {
             }
         }
         Ok(())
+    }
+
+    /// Begins to relay claimed lanes.
+    pub(super) fn take_over(&mut self, claimed: Vec<LaneRow>) {
+        for row in claimed {
+            self.lanes.add(row.lane, row.epoch);
+            self.source.claimed(row);
+        }
     }
 
     /// Gives up the lanes that are to leave and have nothing under way, or have waited for a lease's length: their next
@@ -91,6 +99,7 @@ impl<P: Publisher> Session<'_, P> {
         tracing::info!(lanes = leaving.len(), "lanes released");
         for lane in leaving {
             self.window.forget(lane);
+            self.source.lost(lane);
             self.lanes.remove(lane);
         }
         Ok(())
