@@ -7,7 +7,8 @@ use std::{
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = ["outbox/v1/event.proto", "outbox/v1/outbox.proto", "outbox/v1/value.proto"];
+const FILES: [&str; 4] =
+    ["outbox/v1/event.proto", "outbox/v1/outbox.proto", "outbox/v1/relay.proto", "outbox/v1/value.proto"];
 
 #[test]
 fn generated_code_matches_the_proto_files() {

@@ -17,6 +17,7 @@ use crate::{
         commit::{Executor, Statements},
         event::Reader,
         migrate,
+        numbers::Gauge,
         session::Connector,
     },
 };
@@ -121,7 +122,9 @@ fn services(
     };
     api::Services {
         committer: Committer::new(Arc::new(catalog), executor, config.commit.clone(), committed),
+        gauge: Gauge::new(&reader),
         reader,
+        policies: config.relay.clone(),
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,
     }

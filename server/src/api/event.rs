@@ -1,22 +1,24 @@
-//! `EventService`: reading stored events.
+//! `EventService`: reading stored events; `held` and `waiting` have its other calls.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use outbox_proto::v1::{
-    GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse, event_service_server::EventService,
+    DiscardRequest, DiscardResponse, GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse,
+    ListHeldRequest, ListHeldResponse, ParkRequest, ParkResponse, UnparkRequest, UnparkResponse, WaitPublishedRequest,
+    WaitPublishedResponse, event_service_server::EventService,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
     call::{self, Limits},
-    convert, page_token, status,
+    convert,
+    held::HeldCalls,
+    page_token, status,
+    waiting::Waiting,
 };
 use crate::{
     commit::Violation,
-    store::{
-        self,
-        event::{Filter, Reader},
-    },
+    store::event::{Filter, Reader},
 };
 
 const PAGE_SIZE_DEFAULT: i32 = 100;
@@ -25,12 +27,14 @@ const RANGE_DEFAULT: TimeDelta = TimeDelta::hours(1);
 
 pub(super) struct Events {
     reader: Reader,
+    held: HeldCalls,
+    waiting: Waiting,
     limits: Limits,
 }
 
 impl Events {
-    pub(super) fn new(reader: Reader, limits: Limits) -> Self {
-        Self { reader, limits }
+    pub(super) fn new(reader: Reader, held: HeldCalls, limits: Limits) -> Self {
+        Self { waiting: Waiting::new(reader.clone()), reader, held, limits }
     }
 }
 
@@ -41,19 +45,20 @@ impl EventService for Events {
         let GetEventRequest { namespace, id } = request.into_inner();
         let uuid = Uuid::try_parse(&id).map_err(|_| status::invalid(vec![not_a_uuid("id", &id)]))?;
         let namespace = call::namespace(namespace);
-        let found = tokio::time::timeout_at(deadline, self.reader.event(&namespace, uuid)).await;
-        let found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        let found = call::within(deadline, self.reader.event(&namespace, uuid)).await?;
         let event = found.ok_or_else(|| status::event_not_found(&id))?;
-        Ok(Response::new(GetEventResponse { event: Some(convert::event(event)) }))
+        let history = call::within(deadline, self.reader.history(&namespace, uuid)).await?;
+        let history = history.into_iter().map(convert::step).collect();
+        Ok(Response::new(GetEventResponse { event: Some(convert::event(event)), history }))
     }
 
     async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
         let deadline = self.limits.deadline(request.metadata());
         let request = request.into_inner();
-        let digest = page_token::digest(&request);
+        let list = ListEventsRequest { page_token: String::new(), page_size: 0, ..request.clone() };
+        let digest = page_token::digest(&list);
         let filter = filter(request, digest).map_err(status::invalid)?;
-        let found = tokio::time::timeout_at(deadline, self.reader.events(&filter)).await;
-        let mut found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        let mut found = call::within(deadline, self.reader.events(&filter)).await?;
         // One more than asked for was fetched: it is where the next page starts.
         let page = usize::try_from(filter.limit - 1).unwrap_or(usize::MAX);
         let next = found.get(page).map(|listed| listed.event.event.id);
@@ -62,6 +67,34 @@ impl EventService for Events {
             events: found.into_iter().map(convert::event).collect(),
             next_page_token: next.map(|id| page_token::encode(id, filter.before, digest)).unwrap_or_default(),
         }))
+    }
+
+    async fn wait_published(
+        &self,
+        request: Request<WaitPublishedRequest>,
+    ) -> Result<Response<WaitPublishedResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.waiting.wait(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn list_held(&self, request: Request<ListHeldRequest>) -> Result<Response<ListHeldResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.list(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn park(&self, request: Request<ParkRequest>) -> Result<Response<ParkResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.park(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn unpark(&self, request: Request<UnparkRequest>) -> Result<Response<UnparkResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.unpark(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn discard(&self, request: Request<DiscardRequest>) -> Result<Response<DiscardResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.discard(request.into_inner(), deadline).await.map(Response::new)
     }
 }
 
@@ -77,14 +110,7 @@ fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Vio
     };
     let before = time("created_before", request.created_before, now + TimeDelta::minutes(15));
     let from = time("created_from", request.created_from, before.min(now) - RANGE_DEFAULT);
-    let page_size = match request.page_size {
-        0 => PAGE_SIZE_DEFAULT,
-        size => size,
-    };
-    if !(1..=PAGE_SIZE_MAX).contains(&page_size) {
-        let description = format!("is {page_size}; expected 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
-        faults.push(Violation { field: "page_size".into(), description });
-    }
+    let page_size = page_size(request.page_size, &mut faults);
     let (mut from, mut before) = (convert::uuid_floor(from), convert::uuid_floor(before));
     if !request.page_token.is_empty() {
         match page_token::decode(&request.page_token, digest) {
@@ -107,6 +133,16 @@ fn filter(request: ListEventsRequest, digest: [u8; 8]) -> Result<Filter, Vec<Vio
     })
 }
 
-fn not_a_uuid(field: &str, given: &str) -> Violation {
+/// A list's page size; what is wrong with it joins the faults.
+pub(super) fn page_size(given: i32, faults: &mut Vec<Violation>) -> i32 {
+    let size = if given == 0 { PAGE_SIZE_DEFAULT } else { given };
+    if !(1..=PAGE_SIZE_MAX).contains(&size) {
+        let description = format!("is {size}; expected 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}");
+        faults.push(Violation { field: "page_size".into(), description });
+    }
+    size
+}
+
+pub(super) fn not_a_uuid(field: &str, given: &str) -> Violation {
     Violation { field: field.into(), description: format!("`{given}` is not a UUID") }
 }

@@ -6,16 +6,20 @@
 mod call;
 mod convert;
 mod event;
+mod held;
 mod malformed;
 mod outbox;
 mod page_token;
+mod relay;
 mod status;
 mod trace;
+mod waiting;
 
 use std::error::Error;
 
 use outbox_proto::v1::{
     FILE_DESCRIPTOR_SET, event_service_server::EventServiceServer, outbox_service_server::OutboxServiceServer,
+    relay_service_server::RelayServiceServer,
 };
 use tokio::net::TcpListener;
 use tonic::{
@@ -26,7 +30,11 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 pub use self::call::Limits;
 use self::{malformed::MalformedLayer, trace::TraceLayer};
-use crate::{commit::Committer, store::event::Reader};
+use crate::{
+    commit::Committer,
+    config,
+    store::{event::Reader, held::Holds, numbers::Gauge},
+};
 
 /// Everything the services call.
 pub struct Services {
@@ -34,6 +42,10 @@ pub struct Services {
     pub committer: Committer,
     /// Reads.
     pub reader: Reader,
+    /// Looks at the relays.
+    pub gauge: Gauge,
+    /// What becomes of the keys of held events.
+    pub policies: config::Relay,
     /// Time limits of calls.
     pub limits: Limits,
     /// Largest request message in bytes.
@@ -50,16 +62,18 @@ pub async fn serve(
     health: HealthServer<impl Health>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Services { committer, reader, limits, request_bytes_max } = services;
+    let Services { committer, reader, gauge, policies, limits, request_bytes_max } = services;
     let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer, reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
-    let event = EventServiceServer::new(event::Events::new(reader, limits))
+    let held = held::HeldCalls::new(Holds::new(&reader), policies);
+    let event = EventServiceServer::new(event::Events::new(reader, held, limits))
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
+    let relay = RelayServiceServer::new(relay::Relays::new(gauge, limits));
     // grpcurl and older tools speak v1alpha only.
     let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     Server::builder()
@@ -67,6 +81,7 @@ pub async fn serve(
         .layer(MalformedLayer)
         .add_service(outbox)
         .add_service(event)
+        .add_service(relay)
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)

@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use super::status::StoppedLane;
+use uuid::Uuid;
+
+use crate::store::relay::held::Owner;
 
 /// The relay's lanes.
 #[derive(Default)]
@@ -14,16 +16,12 @@ pub(super) struct Lanes(BTreeMap<i16, Lane>);
 pub(super) struct Lane {
     epoch: i64,
     pub(super) state: State,
-    /// The event that it has failed to pass.
-    pub(super) failed_at: Option<StoppedLane>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// Being relayed.
     Open,
-    /// Stopped before an event; tried again then.
-    Stopped { retry_at: Instant },
     /// To be given to another relay once what was read is settled.
     Leaving { since: Instant },
 }
@@ -31,7 +29,7 @@ pub(super) enum State {
 impl Lanes {
     /// Adds a claimed lane.
     pub(super) fn add(&mut self, lane: i16, epoch: i64) {
-        self.0.insert(lane, Lane { epoch, state: State::Open, failed_at: None });
+        self.0.insert(lane, Lane { epoch, state: State::Open });
     }
 
     pub(super) fn remove(&mut self, lane: i16) {
@@ -60,22 +58,15 @@ impl Lanes {
         self.0.len()
     }
 
-    /// Events of an open lane have settled: whatever it failed at is passed.
-    pub(super) fn passed(&mut self, lane: i16) {
-        if let Some(lane) = self.0.get_mut(&lane).filter(|lane| lane.state == State::Open) {
-            lane.failed_at = None;
-        }
-    }
-
-    /// Opens stopped lanes whose time has come. `held` are lanes with pages under way.
-    pub(super) fn retry(&mut self, now: Instant, held: impl Fn(i16) -> bool) -> Vec<i16> {
-        let mut retried = Vec::new();
-        for (number, lane) in &mut self.0 {
-            if matches!(lane.state, State::Stopped { retry_at } if retry_at <= now) && !held(*number) {
-                lane.state = State::Open;
-                retried.push(*number);
+    /// These of the lanes as the store wants them named; those that are not owned are left out.
+    pub(super) fn owner(&self, instance: Uuid, lanes: impl IntoIterator<Item = i16>) -> Owner {
+        let mut owner = Owner { instance, ..Owner::default() };
+        for lane in lanes {
+            if let Some(epoch) = self.epoch(lane) {
+                owner.lanes.push(lane);
+                owner.epochs.push(epoch);
             }
         }
-        retried
+        owner
     }
 }

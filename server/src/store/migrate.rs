@@ -26,8 +26,8 @@ pub async fn run(connection: &mut PgConnection) -> Result<(), Error> {
 pub async fn make_partitions(connection: &mut PgConnection) -> Result<i32, Error> {
     let run = async {
         connection.execute("set lock_timeout = '2s'").await?;
-        let made = sqlx::query_scalar("select outbox.make_partitions($1)").bind(DAYS_AHEAD).fetch_one(&mut *connection);
-        let made = made.await;
+        let made = sqlx::query_scalar("select outbox.make_partitions($1) + outbox.make_delivery_partitions($1)");
+        let made = made.bind(DAYS_AHEAD).fetch_one(&mut *connection).await;
         connection.execute("set lock_timeout = 0").await?;
         made
     };

@@ -5,7 +5,10 @@
 pub mod commit;
 mod error;
 pub mod event;
+pub mod held;
+pub mod history;
 pub mod migrate;
+pub mod numbers;
 pub mod relay;
 pub mod session;
 

@@ -5,6 +5,8 @@
 //! after a database crash, transactions and positions that were never durable may be given out again. It deliberately
 //! does not reconnect: `Relay::run` does.
 
+mod attempts;
+mod held;
 mod reading;
 mod recovery;
 mod sending;
@@ -19,10 +21,10 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::recovery::Care;
+use self::{attempts::Attempts, held::Held, recovery::Care};
 use super::{
     Error, Settings, Status, Wake,
-    lane::{Lanes, State},
+    lane::Lanes,
     lease::Lease,
     publisher::{Publisher, Report},
     source::{Source, poll::Poll},
@@ -44,6 +46,8 @@ pub(super) struct Session<'a, P, S: Source> {
     window: Window<S::Reach>,
     spans: Spans,
     care: Care,
+    held: Held,
+    attempts: Attempts,
     /// The last of the source's rounds that a durable commit has followed.
     flushed_round: u64,
     draining: bool,
@@ -81,6 +85,8 @@ impl<'a, P: Publisher> Session<'a, P, Poll> {
             window: Window::default(),
             spans: Spans::new(),
             care: Care::default(),
+            held: Held::default(),
+            attempts: Attempts::default(),
             flushed_round: 0,
             draining: false,
             write_at: sent + ttl / 3,
@@ -108,7 +114,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         tokio::pin!(deadline);
         loop {
             self.run_once().await?;
-            if self.window.pages.is_empty() {
+            // While the relay is paused, what is not enqueued stays.
+            if self.window.pages.is_empty() || self.held.paused.is_some() && self.window.enqueued == 0 {
                 break;
             }
             tokio::select! {
@@ -124,8 +131,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         self.settle().await?;
         self.keep_lease().await?;
         self.take_batch().await?;
+        self.drain_held().await?;
         self.ask();
-        self.send().await;
+        self.send().await?;
         self.report();
         Ok(())
     }
@@ -158,11 +166,13 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if let Some(resend_at) = self.care.resend_at {
             next = next.min(resend_at);
         }
-        for (_, lane) in self.lanes.iter() {
-            if let State::Stopped { retry_at } = lane.state {
-                // Not before what was read of it is gone; that is told by the publisher.
-                next = next.min(retry_at.max(Instant::now() + Duration::from_millis(10)));
-            }
+        if !self.draining
+            && self.held.paused.is_none()
+            && !self.window.drains()
+            && self.has_room()
+            && let Some(next_drain) = self.held.next_drain(Instant::now())
+        {
+            next = next.min(next_drain);
         }
         next
     }

@@ -17,7 +17,7 @@ const PAGES_MAX: usize = 256;
 impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Begins the next read, when there is one to begin.
     pub(super) fn ask(&mut self) {
-        if !self.draining && self.has_room() && self.lease.is_held(Instant::now()) {
+        if !self.draining && self.held.paused.is_none() && self.has_room() && self.lease.is_held(Instant::now()) {
             let room = self.room();
             self.source.ask(&self.lanes, room, self.lease.mark);
         }
@@ -34,8 +34,10 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if !batch.rows.is_empty() && self.flushed_round < batch.round {
             self.renew().await?;
         }
+        let first = self.window.next_token();
         self.window.push(batch);
-        Ok(())
+        // What belongs to a hold is held before it can be sent.
+        self.hold_waiting(None, first).await
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -45,7 +47,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             && (window.bytes() + room.bytes_max <= config.in_flight_bytes_max || window.events() == 0)
     }
 
-    fn room(&self) -> Room {
+    pub(super) fn room(&self) -> Room {
         let config = &self.settings.config;
         Room {
             rows_max: (config.in_flight_events_max / PAGES_PER_WINDOW).max(1),

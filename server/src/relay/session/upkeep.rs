@@ -30,16 +30,12 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         if Instant::now() >= self.write_at {
             self.write_at = Instant::now() + self.patience() / 3;
-            self.write(Unwritten::Empty).await?;
+            self.write(Unwritten::Empty, Vec::new()).await?;
         }
         if Instant::now() >= self.lease.share_at && !self.draining {
             self.take_share().await?;
             self.give_surplus().await?;
-        }
-        let window = &self.window;
-        for lane in self.lanes.retry(Instant::now(), |lane| window.holds(lane)) {
-            self.source.reread(lane);
-            tracing::info!(lane, "a stopped lane is tried again");
+            self.look().await?;
         }
         Ok(())
     }
@@ -94,7 +90,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if leaving.is_empty() {
             return Ok(());
         }
-        self.write(Unwritten::Empty).await?;
+        self.write(Unwritten::Empty, Vec::new()).await?;
         within(patience, lease::release(&mut self.control, self.settings.instance, &leaving)).await?;
         tracing::info!(lanes = leaving.len(), "lanes released");
         for lane in leaving {
@@ -108,7 +104,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Writes what is settled and gives everything back.
     pub(super) async fn leave(&mut self) -> Result<(), Error> {
         self.settle().await?;
-        self.write(Unwritten::Empty).await?;
+        // The process ends by itself: what is under way was not its end.
+        self.take_back_attempt(Duration::ZERO).await?;
+        self.write(Unwritten::Empty, Vec::new()).await?;
         within(self.patience(), lease::leave(&mut self.control, self.settings.instance)).await?;
         tracing::info!(abandoned = self.window.events(), "the relay has left");
         Ok(())
@@ -125,7 +123,6 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             let stalled_s = (now - self.last_movement).as_secs();
             tracing::warn!(in_flight = self.window.events(), stalled_s, "kafka acknowledges nothing; the relay waits");
         }
-        let stopped: Vec<_> = self.lanes.iter().filter_map(|(_, l)| l.failed_at.as_ref()).collect();
         let (owned, in_flight) = (self.lanes.len(), self.window.events());
         let kafka_reachable = self.publisher.reachable();
         self.status.send_if_modified(|status| {
@@ -133,12 +130,14 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                 || status.lanes_owned != owned
                 || status.in_flight != in_flight
                 || status.kafka_reachable != kafka_reachable
-                || !status.lanes_stopped.iter().eq(stopped.iter().copied());
+                || status.held != self.held.count
+                || status.paused != self.held.paused;
             if changed {
                 *status = Status {
                     connected: true,
                     lanes_owned: owned,
-                    lanes_stopped: stopped.iter().copied().cloned().collect(),
+                    held: self.held.count,
+                    paused: self.held.paused.clone(),
                     in_flight,
                     kafka_reachable,
                     last_error: None,

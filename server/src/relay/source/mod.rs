@@ -8,15 +8,17 @@ pub(super) mod poll;
 use std::{future::Future, time::Instant};
 
 use super::{Error, lane::Lanes, window::Settled};
-use crate::store::relay::{Connection, lease::Mark, progress::LaneRow, row::Row};
+use crate::{
+    model::delivery,
+    store::relay::{Connection, lease::Mark, progress::LaneRow, row::Row},
+};
 
 /// Reads the events of this relay's lanes, and keeps their progress.
 ///
 /// *Delivery*: from a lane's written progress on, every committed event of the lane is read at least once, and what is
 /// in no committed transaction never is. Reading runs ahead of settling; only what is settled is written.
 ///
-/// *Order*: the events of one key are read in commit order. After [`reread`](Self::reread) they come again from what
-/// the lane has settled.
+/// *Order*: the events of one key are read in commit order.
 ///
 /// *Durability*: what was read in a round may be undone by a crash of the database until a durable commit has been made
 /// that was begun after it; the session makes one before it sends anything.
@@ -60,16 +62,15 @@ pub(super) trait Source: Send {
     /// A batch is settled, and so is every one before it.
     fn settle(&mut self, page: &Settled<Self::Reach>);
 
-    /// A lane that was stopped is to be read again from what it has settled.
-    fn reread(&mut self, lane: i16);
-
-    /// Writes what is settled and ahead of the table by at least this much, by compare-and-set on the lanes' epochs.
-    /// Returns the lanes that another relay has claimed: nothing was written for them.
+    /// Writes what is settled and ahead of the table by at least this much, by compare-and-set on the lanes' epochs, and
+    /// in the same transaction appends where the events went. Returns the lanes that another relay has claimed: nothing
+    /// was written for them.
     fn write(
         &mut self,
         connection: &mut Connection,
         lanes: &Lanes,
         at_least: Unwritten,
+        deliveries: Vec<delivery::Batch>,
     ) -> impl Future<Output = Result<Vec<i16>, Error>> + Send;
 }
 

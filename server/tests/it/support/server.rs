@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use outbox_harness::{eventually, postgres::Database};
-use outbox_proto::v1::{event_service_client::EventServiceClient, outbox_service_client::OutboxServiceClient};
+use outbox_proto::v1::{
+    event_service_client::EventServiceClient, outbox_service_client::OutboxServiceClient,
+    relay_service_client::RelayServiceClient,
+};
 use outbox_server::{app, config::Config};
 use sqlx::{Executor as _, PgPool, postgres::PgPoolOptions};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -122,6 +125,10 @@ impl Server {
 
     pub(crate) fn events(&self) -> EventServiceClient<Channel> {
         EventServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn relays(&self) -> RelayServiceClient<Channel> {
+        RelayServiceClient::new(self.channel.clone())
     }
 
     /// As SIGTERM would: asks the server to end, and waits until it has.

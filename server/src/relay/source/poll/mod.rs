@@ -19,7 +19,10 @@ use self::{
 use super::{Batch, Room, Source, Unwritten};
 use crate::{
     config,
-    model::progress::{Base, Progress},
+    model::{
+        delivery,
+        progress::{Base, Progress},
+    },
     relay::{Error, lane::Lanes, window::Settled},
     store::relay::{
         Connection,
@@ -42,12 +45,6 @@ pub(in crate::relay) struct Poll {
     round: u64,
 }
 
-/// A page's range.
-pub(in crate::relay) struct Reach {
-    from: Progress,
-    to: Progress,
-}
-
 impl Poll {
     /// Reads on a connection of its own.
     pub(in crate::relay) fn new(instance: Uuid, connection: Connection, config: &config::Relay) -> Self {
@@ -61,7 +58,7 @@ impl Poll {
         }
     }
 
-    fn take_snapshot(&mut self, lanes: &Lanes, number: u64, now: &Now) -> Option<Batch<Reach>> {
+    fn take_snapshot(&mut self, lanes: &Lanes, number: u64, now: &Now) -> Option<Batch<Progress>> {
         self.round += 1;
         // The mark's transaction ended before the snapshot was taken, so that a transaction which the snapshot does
         // not know came after the mark, and took all its positions above the mark's.
@@ -74,11 +71,10 @@ impl Poll {
         if empty.is_empty() {
             return None;
         }
-        let to = Progress::Idle(target);
-        Some(Batch { lanes: empty, rows: Vec::new(), reach: Reach { from: to.clone(), to }, round: self.round })
+        Some(Batch { lanes: empty, rows: Vec::new(), reach: Progress::Idle(target), round: self.round })
     }
 
-    fn take_page(&mut self, lanes: &Lanes, request: Request, page: Page) -> Batch<Reach> {
+    fn take_page(&mut self, lanes: &Lanes, request: Request, page: Page) -> Batch<Progress> {
         let Request { lanes: group, from, .. } = request;
         let Page { rows, complete } = page;
         let to = from.reach(if complete { None } else { rows.last().map(Row::position) });
@@ -88,12 +84,13 @@ impl Poll {
         } else {
             self.pace.wake();
         }
-        Batch { lanes: moved, rows, reach: Reach { from, to }, round: self.round }
+        Batch { lanes: moved, rows, reach: to, round: self.round }
     }
 }
 
 impl Source for Poll {
-    type Reach = Reach;
+    /// Where a lane is when the page is settled.
+    type Reach = Progress;
 
     fn claimed(&mut self, row: LaneRow) {
         self.ranges.add(row, self.pace.polls + 1);
@@ -129,7 +126,7 @@ impl Source for Poll {
         self.reader.done().await;
     }
 
-    fn take(&mut self, lanes: &Lanes) -> Result<Option<Batch<Reach>>, Error> {
+    fn take(&mut self, lanes: &Lanes) -> Result<Option<Batch<Progress>>, Error> {
         Ok(match self.reader.take().transpose()? {
             Some(Answer::Poll(number, now)) => self.take_snapshot(lanes, number, &now),
             Some(Answer::Page(request, page)) => Some(self.take_page(lanes, request, page)),
@@ -141,19 +138,10 @@ impl Source for Poll {
         self.round
     }
 
-    fn settle(&mut self, page: &Settled<Reach>) {
-        let Reach { from, to } = &page.reach;
+    fn settle(&mut self, page: &Settled<Progress>) {
         for lane in page.lanes.iter().copied() {
-            let unwritten = if page.has_events_of(lane) { Unwritten::Events } else { Unwritten::Empty };
-            match page.stop_of(lane) {
-                Some(position) => self.ranges.settle(lane, &from.reach(Some(position - 1)), unwritten),
-                None => self.ranges.settle(lane, to, unwritten),
-            }
+            self.ranges.settle(lane, &page.reach, page.events_of(lane));
         }
-    }
-
-    fn reread(&mut self, lane: i16) {
-        self.ranges.reread(lane);
     }
 
     async fn write(
@@ -161,12 +149,13 @@ impl Source for Poll {
         connection: &mut Connection,
         lanes: &Lanes,
         at_least: Unwritten,
+        deliveries: Vec<delivery::Batch>,
     ) -> Result<Vec<i16>, Error> {
         let rows = self.ranges.unwritten(lanes, at_least);
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let written = progress::write(connection, self.instance, &rows).await?;
+        let written = progress::write(connection, self.instance, &rows, deliveries).await?;
         let mut lost = Vec::new();
         for LaneRow { lane, .. } in rows {
             if written.contains(&lane) {

@@ -32,13 +32,16 @@ struct Range {
     /// What is settled.
     settled: Progress,
     unwritten: Unwritten,
+    /// Events settled since they were last counted in the table.
+    events: i64,
 }
 
 impl Ranges {
     /// Adds a claimed lane. Polls from number `first_poll` on are later than its progress.
     pub(super) fn add(&mut self, row: LaneRow, first_poll: u64) {
-        let (read, unwritten) = (row.progress.clone(), Unwritten::Nothing);
-        self.ranges.insert(row.lane, Range { first_poll, read, settled: row.progress, unwritten });
+        let LaneRow { lane, progress: settled, .. } = row;
+        let range = Range { first_poll, read: settled.clone(), settled, unwritten: Unwritten::Nothing, events: 0 };
+        self.ranges.insert(lane, range);
     }
 
     pub(super) fn remove(&mut self, lane: i16) {
@@ -97,18 +100,20 @@ impl Ranges {
         moved
     }
 
-    /// Moves a lane's settled progress.
-    pub(super) fn settle(&mut self, lane: i16, to: &Progress, unwritten: Unwritten) {
+    /// Moves a lane's settled progress past so many events.
+    pub(super) fn settle(&mut self, lane: i16, to: &Progress, events: i64) {
         let Some(range) = self.ranges.get_mut(&lane) else { return };
         range.settled = to.clone();
-        range.unwritten = range.unwritten.max(unwritten);
+        range.events += events;
+        range.unwritten = range.unwritten.max(if events > 0 { Unwritten::Events } else { Unwritten::Empty });
     }
 
     /// The rows to be written: those ahead by at least this much.
     pub(super) fn unwritten(&self, lanes: &Lanes, at_least: Unwritten) -> Vec<LaneRow> {
         let ahead = self.ranges.iter().filter(|(_, range)| range.unwritten >= at_least);
         let row = |(lane, range): (&i16, &Range)| {
-            Some(LaneRow { lane: *lane, epoch: lanes.epoch(*lane)?, progress: range.settled.clone() })
+            let epoch = lanes.epoch(*lane)?;
+            Some(LaneRow { lane: *lane, epoch, progress: range.settled.clone(), settled: range.events })
         };
         ahead.filter_map(row).collect()
     }
@@ -116,14 +121,7 @@ impl Ranges {
     /// Notes that a lane's settled progress is in the table.
     pub(super) fn written(&mut self, lane: i16) {
         if let Some(range) = self.ranges.get_mut(&lane) {
-            range.unwritten = Unwritten::Nothing;
-        }
-    }
-
-    /// Lets a lane be read again from what is settled.
-    pub(super) fn reread(&mut self, lane: i16) {
-        if let Some(range) = self.ranges.get_mut(&lane) {
-            range.read = range.settled.clone();
+            (range.unwritten, range.events) = (Unwritten::Nothing, 0);
         }
     }
 
