@@ -17,6 +17,7 @@ use crate::{
         commit::{Executor, Statements},
         event::Reader,
         migrate,
+        numbers::Gauge,
         session::Connector,
         state::State,
     },
@@ -126,7 +127,9 @@ fn services(
         committer: Committer::new(Arc::clone(&catalog), executor, state.clone(), config.commit.clone(), committed),
         catalog,
         state,
+        gauge: Gauge::new(&reader),
         reader,
+        policies: config.relay.clone(),
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         request_bytes_max: config.grpc.request_bytes_max,
     }

@@ -726,9 +726,36 @@ pub struct Event {
     /// Its place in the order of its lane.
     #[prost(int64, tag = "14")]
     pub position: i64,
-    /// Whether the relay's durable progress has passed it: Kafka has acknowledged it.
+    /// Whether the relay's durable progress has passed it: Kafka has acknowledged it, or it is held.
     #[prost(bool, tag = "15")]
     pub settled: bool,
+    #[prost(enumeration = "EventState", tag = "16")]
+    pub state: i32,
+}
+/// Something that happened to an event.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventStep {
+    /// PENDING: it was stored.
+    #[prost(enumeration = "EventState", tag = "1")]
+    pub state: i32,
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Of PUBLISHED: where it is.
+    #[prost(message, optional, tag = "3")]
+    pub place: ::core::option::Option<Place>,
+    /// Of HELD and DISCARDED: why.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Where a record is in Kafka.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Place {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(int32, tag = "2")]
+    pub partition: i32,
+    #[prost(int64, tag = "3")]
+    pub offset: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetEventRequest {
@@ -742,6 +769,9 @@ pub struct GetEventRequest {
 pub struct GetEventResponse {
     #[prost(message, optional, tag = "1")]
     pub event: ::core::option::Option<Event>,
+    /// In order of time. PUBLISHED more than once when a crash had it repeated.
+    #[prost(message, repeated, tag = "2")]
+    pub history: ::prost::alloc::vec::Vec<EventStep>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEventsRequest {
@@ -778,6 +808,280 @@ pub struct ListEventsResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitPublishedRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// 1 to 100 ids of stored events.
+    #[prost(string, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long to wait at most; absent means until shortly before the call's deadline.
+    #[prost(message, optional, tag = "3")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WaitPublishedResponse {
+    /// One for each id, in the request's order. PENDING ones are those for which the time did not suffice.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<WaitedEvent>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitedEvent {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(enumeration = "EventState", tag = "2")]
+    pub state: i32,
+    /// Of PUBLISHED: where it is; absent when it was published before the outbox kept places.
+    #[prost(message, optional, tag = "3")]
+    pub place: ::core::option::Option<Place>,
+    /// Of HELD and DISCARDED: why.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// What to hold, or a hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldTarget {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(oneof = "hold_target::Target", tags = "2, 3")]
+    pub target: ::core::option::Option<hold_target::Target>,
+}
+/// Nested message and enum types in `HoldTarget`.
+pub mod hold_target {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Target {
+        /// An event, or the hold that it is in.
+        #[prost(string, tag = "2")]
+        EventId(::prost::alloc::string::String),
+        /// A key.
+        #[prost(message, tag = "3")]
+        Key(super::TopicKey),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopicKey {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: ::prost::bytes::Bytes,
+}
+/// A held event.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldEvent {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    #[prost(string, tag = "5")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub lane: u32,
+    #[prost(int64, tag = "7")]
+    pub position: i64,
+    #[prost(enumeration = "HeldState", tag = "8")]
+    pub state: i32,
+    /// What the hold waits for.
+    #[prost(enumeration = "HoldKind", tag = "9")]
+    pub kind: i32,
+    /// Why the hold's first event failed, or was parked.
+    #[prost(string, tag = "10")]
+    pub reason: ::prost::alloc::string::String,
+    /// The event that failed or was parked; empty when a key was.
+    #[prost(string, tag = "11")]
+    pub cause_id: ::prost::alloc::string::String,
+    /// How often it was tried and failed; 0 for events behind another.
+    #[prost(int32, tag = "12")]
+    pub attempts: i32,
+    #[prost(message, optional, tag = "13")]
+    pub held_at: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "14")]
+    pub first_failed_at: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "15")]
+    pub last_failed_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it is tried again; absent: not before it is unparked.
+    #[prost(message, optional, tag = "16")]
+    pub retry_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListHeldRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Only this topic; empty means all.
+    #[prost(string, tag = "2")]
+    pub topic: ::prost::alloc::string::String,
+    /// Only this key; absent means all.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Only this state; unspecified means all.
+    #[prost(enumeration = "HeldState", tag = "4")]
+    pub state: i32,
+    /// 1 to 1,000; 0 means 100.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// `next_page_token` of the previous page, with every other field but `page_size` unchanged.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListHeldResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<HeldEvent>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ParkRequest {
+    /// An event is held with what follows of its key, unless the topic's policy lets that pass.
+    #[prost(message, optional, tag = "1")]
+    pub target: ::core::option::Option<HoldTarget>,
+    /// Why, 1 to 1,000 characters.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ParkResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnparkRequest {
+    #[prost(message, optional, tag = "1")]
+    pub target: ::core::option::Option<HoldTarget>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnparkResponse {
+    /// How many events were held behind it, counted to 10,000.
+    #[prost(int64, tag = "1")]
+    pub events: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub event_id: ::prost::alloc::string::String,
+    /// Why, 1 to 1,000 characters.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardResponse {}
+/// Where an event is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EventState {
+    Unspecified = 0,
+    /// Stored, and not known to be in Kafka.
+    Pending = 1,
+    /// Kafka has acknowledged it.
+    Published = 2,
+    /// Set aside.
+    Held = 3,
+    /// Given up by an operator.
+    Discarded = 4,
+}
+impl EventState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EVENT_STATE_UNSPECIFIED",
+            Self::Pending => "EVENT_STATE_PENDING",
+            Self::Published => "EVENT_STATE_PUBLISHED",
+            Self::Held => "EVENT_STATE_HELD",
+            Self::Discarded => "EVENT_STATE_DISCARDED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EVENT_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "EVENT_STATE_PENDING" => Some(Self::Pending),
+            "EVENT_STATE_PUBLISHED" => Some(Self::Published),
+            "EVENT_STATE_HELD" => Some(Self::Held),
+            "EVENT_STATE_DISCARDED" => Some(Self::Discarded),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HeldState {
+    Unspecified = 0,
+    /// It could not be published.
+    Failed = 1,
+    /// It waits behind another of its key or topic.
+    Behind = 2,
+    /// An operator parked it, its key, or an event before it.
+    Parked = 3,
+}
+impl HeldState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HELD_STATE_UNSPECIFIED",
+            Self::Failed => "HELD_STATE_FAILED",
+            Self::Behind => "HELD_STATE_BEHIND",
+            Self::Parked => "HELD_STATE_PARKED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HELD_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "HELD_STATE_FAILED" => Some(Self::Failed),
+            "HELD_STATE_BEHIND" => Some(Self::Behind),
+            "HELD_STATE_PARKED" => Some(Self::Parked),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HoldKind {
+    Unspecified = 0,
+    /// One event; nothing waits behind it.
+    Event = 1,
+    /// A key from some event on.
+    Key = 2,
+    /// A topic that is not there or takes nothing.
+    Topic = 3,
+}
+impl HoldKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HOLD_KIND_UNSPECIFIED",
+            Self::Event => "HOLD_KIND_EVENT",
+            Self::Key => "HOLD_KIND_KEY",
+            Self::Topic => "HOLD_KIND_TOPIC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HOLD_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "HOLD_KIND_EVENT" => Some(Self::Event),
+            "HOLD_KIND_KEY" => Some(Self::Key),
+            "HOLD_KIND_TOPIC" => Some(Self::Topic),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod event_service_client {
     #![allow(
@@ -789,7 +1093,11 @@ pub mod event_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Reads stored events.
+    /// Reads stored events, waits for them, and sets them aside.
+    ///
+    /// An event that cannot be published is *held*: copied aside, so that everything else goes on. Later events of its key
+    /// are held behind it, unless the topic's policy lets them pass. A *hold* is what is waited for: an event, a key, or a
+    /// topic that is not there.
     #[derive(Debug, Clone)]
     pub struct EventServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -870,7 +1178,7 @@ pub mod event_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// One event by its id; NOT_FOUND (`EVENT_NOT_FOUND`) when it is not stored, or no longer.
+        /// One event by its id, with its history; NOT_FOUND (`EVENT_NOT_FOUND`) when it is not stored, or no longer.
         pub async fn get_event(
             &mut self,
             request: impl tonic::IntoRequest<super::GetEventRequest>,
@@ -920,6 +1228,128 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("outbox.v1.EventService", "ListEvents"));
             self.inner.unary(req, path, codec).await
         }
+        /// Waits until each event is published, held or discarded, or the time is over.
+        pub async fn wait_published(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitPublishedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitPublishedResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/WaitPublished",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "WaitPublished"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Held events in order of their ids, a page at a time.
+        pub async fn list_held(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListHeldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHeldResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/ListHeld",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "ListHeld"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
+        /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        pub async fn park(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ParkRequest>,
+        ) -> std::result::Result<tonic::Response<super::ParkResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/Park",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "Park"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has a hold's events published, in order; the hold ends when nothing is left of it. NOT_FOUND (`NOT_HELD`).
+        pub async fn unpark(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnparkRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnparkResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/Unpark",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "Unpark"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
+        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        pub async fn discard(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiscardRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiscardResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/Discard",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "Discard"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -935,7 +1365,7 @@ pub mod event_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with EventServiceServer.
     #[async_trait]
     pub trait EventService: std::marker::Send + std::marker::Sync + 'static {
-        /// One event by its id; NOT_FOUND (`EVENT_NOT_FOUND`) when it is not stored, or no longer.
+        /// One event by its id, with its history; NOT_FOUND (`EVENT_NOT_FOUND`) when it is not stored, or no longer.
         async fn get_event(
             &self,
             request: tonic::Request<super::GetEventRequest>,
@@ -951,8 +1381,46 @@ pub mod event_service_server {
             tonic::Response<super::ListEventsResponse>,
             tonic::Status,
         >;
+        /// Waits until each event is published, held or discarded, or the time is over.
+        async fn wait_published(
+            &self,
+            request: tonic::Request<super::WaitPublishedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitPublishedResponse>,
+            tonic::Status,
+        >;
+        /// Held events in order of their ids, a page at a time.
+        async fn list_held(
+            &self,
+            request: tonic::Request<super::ListHeldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHeldResponse>,
+            tonic::Status,
+        >;
+        /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
+        /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        async fn park(
+            &self,
+            request: tonic::Request<super::ParkRequest>,
+        ) -> std::result::Result<tonic::Response<super::ParkResponse>, tonic::Status>;
+        /// Has a hold's events published, in order; the hold ends when nothing is left of it. NOT_FOUND (`NOT_HELD`).
+        async fn unpark(
+            &self,
+            request: tonic::Request<super::UnparkRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnparkResponse>, tonic::Status>;
+        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
+        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        async fn discard(
+            &self,
+            request: tonic::Request<super::DiscardRequest>,
+        ) -> std::result::Result<tonic::Response<super::DiscardResponse>, tonic::Status>;
     }
-    /// Reads stored events.
+    /// Reads stored events, waits for them, and sets them aside.
+    ///
+    /// An event that cannot be published is *held*: copied aside, so that everything else goes on. Later events of its key
+    /// are held behind it, unless the topic's policy lets them pass. A *hold* is what is waited for: an event, a key, or a
+    /// topic that is not there.
     #[derive(Debug)]
     pub struct EventServiceServer<T> {
         inner: Arc<T>,
@@ -1104,6 +1572,229 @@ pub mod event_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListEventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/WaitPublished" => {
+                    #[allow(non_camel_case_types)]
+                    struct WaitPublishedSvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::WaitPublishedRequest>
+                    for WaitPublishedSvc<T> {
+                        type Response = super::WaitPublishedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WaitPublishedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::wait_published(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WaitPublishedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/ListHeld" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListHeldSvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::ListHeldRequest>
+                    for ListHeldSvc<T> {
+                        type Response = super::ListHeldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListHeldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::list_held(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListHeldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/Park" => {
+                    #[allow(non_camel_case_types)]
+                    struct ParkSvc<T: EventService>(pub Arc<T>);
+                    impl<T: EventService> tonic::server::UnaryService<super::ParkRequest>
+                    for ParkSvc<T> {
+                        type Response = super::ParkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ParkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::park(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ParkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/Unpark" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnparkSvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::UnparkRequest>
+                    for UnparkSvc<T> {
+                        type Response = super::UnparkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnparkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::unpark(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnparkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/Discard" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiscardSvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::DiscardRequest>
+                    for DiscardSvc<T> {
+                        type Response = super::DiscardResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiscardRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::discard(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiscardSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1699,6 +2390,548 @@ pub mod outbox_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "outbox.v1.OutboxService";
     impl<T> tonic::server::NamedService for OutboxServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRelayRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRelayResponse {
+    /// Present while relays are paused.
+    #[prost(message, optional, tag = "1")]
+    pub paused: ::core::option::Option<Paused>,
+    /// The age of the oldest event that is not settled; absent when every one is.
+    #[prost(message, optional, tag = "2")]
+    pub lag: ::core::option::Option<::prost_types::Duration>,
+    /// How many events are not settled: exact up to 10,000, an estimate beyond.
+    #[prost(int64, tag = "3")]
+    pub unsettled: i64,
+    #[prost(bool, tag = "4")]
+    pub unsettled_is_exact: bool,
+    /// Held events by state, each counted to 10,000.
+    #[prost(message, optional, tag = "5")]
+    pub held: ::core::option::Option<HeldCounts>,
+    #[prost(message, repeated, tag = "6")]
+    pub instances: ::prost::alloc::vec::Vec<RelayInstance>,
+    #[prost(message, repeated, tag = "7")]
+    pub lanes: ::prost::alloc::vec::Vec<Lane>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Paused {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldCounts {
+    /// Events that failed, and those behind them.
+    #[prost(int64, tag = "1")]
+    pub failed: i64,
+    /// Events that an operator parked, and those behind them.
+    #[prost(int64, tag = "2")]
+    pub parked: i64,
+    /// What is waited for: events, keys and topics.
+    #[prost(int64, tag = "3")]
+    pub holds: i64,
+}
+/// A relay that runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayInstance {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its lanes go to others unless it is heard of again.
+    #[prost(message, optional, tag = "4")]
+    pub lease_until: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many lanes it owns.
+    #[prost(int32, tag = "5")]
+    pub lanes: i32,
+}
+/// A fixed hash class of keys: the unit of leasing and progress.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Lane {
+    #[prost(int32, tag = "1")]
+    pub lane: i32,
+    /// Empty while nobody owns it.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// Raised each time it changes hands.
+    #[prost(int64, tag = "3")]
+    pub epoch: i64,
+    /// Events settled since the outbox was set up.
+    #[prost(int64, tag = "4")]
+    pub settled: i64,
+    /// Events settled per second, lately; absent until the server has looked twice.
+    #[prost(double, optional, tag = "5")]
+    pub events_per_second: ::core::option::Option<f64>,
+    /// When its progress was last written.
+    #[prost(message, optional, tag = "6")]
+    pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// How often it was taken over from a relay that had died, without progress since.
+    #[prost(int32, tag = "7")]
+    pub claims_without_progress: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseRequest {
+    /// Why, 1 to 1,000 characters.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeResponse {}
+/// Generated client implementations.
+pub mod relay_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Looks at the relays of all server processes, and pauses them.
+    #[derive(Debug, Clone)]
+    pub struct RelayServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl RelayServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> RelayServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RelayServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RelayServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// How far behind publishing is, who owns which lane, and what is held.
+        pub async fn get_relay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRelayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRelayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.RelayService/GetRelay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.RelayService", "GetRelay"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has every relay publish nothing more, durably, until Resume: they take notice within a tenth of their lease's
+        /// length, and what they have handed to Kafka by then is published. Commits go on. Again: the reason is replaced.
+        pub async fn pause(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::PauseResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.RelayService/Pause",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.RelayService", "Pause"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a pause; does nothing when there is none.
+        pub async fn resume(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.RelayService/Resume",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.RelayService", "Resume"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod relay_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RelayServiceServer.
+    #[async_trait]
+    pub trait RelayService: std::marker::Send + std::marker::Sync + 'static {
+        /// How far behind publishing is, who owns which lane, and what is held.
+        async fn get_relay(
+            &self,
+            request: tonic::Request<super::GetRelayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRelayResponse>,
+            tonic::Status,
+        >;
+        /// Has every relay publish nothing more, durably, until Resume: they take notice within a tenth of their lease's
+        /// length, and what they have handed to Kafka by then is published. Commits go on. Again: the reason is replaced.
+        async fn pause(
+            &self,
+            request: tonic::Request<super::PauseRequest>,
+        ) -> std::result::Result<tonic::Response<super::PauseResponse>, tonic::Status>;
+        /// Ends a pause; does nothing when there is none.
+        async fn resume(
+            &self,
+            request: tonic::Request<super::ResumeRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResumeResponse>, tonic::Status>;
+    }
+    /// Looks at the relays of all server processes, and pauses them.
+    #[derive(Debug)]
+    pub struct RelayServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RelayServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RelayServiceServer<T>
+    where
+        T: RelayService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/outbox.v1.RelayService/GetRelay" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRelaySvc<T: RelayService>(pub Arc<T>);
+                    impl<
+                        T: RelayService,
+                    > tonic::server::UnaryService<super::GetRelayRequest>
+                    for GetRelaySvc<T> {
+                        type Response = super::GetRelayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRelayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RelayService>::get_relay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRelaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.RelayService/Pause" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseSvc<T: RelayService>(pub Arc<T>);
+                    impl<
+                        T: RelayService,
+                    > tonic::server::UnaryService<super::PauseRequest> for PauseSvc<T> {
+                        type Response = super::PauseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RelayService>::pause(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.RelayService/Resume" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeSvc<T: RelayService>(pub Arc<T>);
+                    impl<
+                        T: RelayService,
+                    > tonic::server::UnaryService<super::ResumeRequest>
+                    for ResumeSvc<T> {
+                        type Response = super::ResumeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RelayService>::resume(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RelayServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "outbox.v1.RelayService";
+    impl<T> tonic::server::NamedService for RelayServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::{Request, metadata::MetadataMap};
+use tonic::{Request, Status, metadata::MetadataMap};
 
-use crate::model::event::TraceContext;
+use super::status;
+use crate::{model::event::TraceContext, store};
 
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -29,6 +30,15 @@ impl Limits {
         };
         Instant::now() + timeout.min(self.deadline_max)
     }
+}
+
+/// Does something in the store before a call's deadline.
+pub(super) async fn within<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, store::Error>>,
+) -> Result<T, Status> {
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))
 }
 
 /// The namespace a message names.

@@ -14,11 +14,12 @@ use crate::{
     commit::Violation,
     model::{
         commit::{Answer, CommandCall, Consume, Disposition, EventDraft, Operation, OperationResult, Request},
+        delivery::Delivered,
         document::{Document, DocumentCall, Precondition, Verb},
-        event::TraceContext,
+        event::{EventState, Step, TraceContext},
         value::{SqlType, Value, ValueError},
     },
-    store::event::Listed,
+    store::{event::Listed, held::Held},
 };
 
 /// Deepest nesting of arrays; Postgres allows six dimensions.
@@ -286,7 +287,66 @@ pub(super) fn event(listed: Listed) -> v1::Event {
         traceparent: event.trace.map(|trace| trace.parent).unwrap_or_default(),
         lane: u32::try_from(stored.lane).unwrap_or_default(),
         position: stored.position,
-        settled: listed.settled,
+        settled: listed.state != EventState::Pending,
+        state: state(listed.state).into(),
+    }
+}
+
+/// Where an event is on its way.
+pub(super) fn state(state: EventState) -> v1::EventState {
+    match state {
+        EventState::Pending => v1::EventState::Pending,
+        EventState::Published => v1::EventState::Published,
+        EventState::Held => v1::EventState::Held,
+        EventState::Discarded => v1::EventState::Discarded,
+    }
+}
+
+/// A step of an event's history.
+pub(super) fn step(step: Step) -> v1::EventStep {
+    v1::EventStep {
+        state: state(step.state).into(),
+        time: Some(timestamp(step.time)),
+        place: step.place.map(place),
+        reason: step.reason.unwrap_or_default(),
+    }
+}
+
+/// Where a record is.
+pub(super) fn place(delivered: Delivered) -> v1::Place {
+    let Delivered { topic, partition, offset, .. } = delivered;
+    v1::Place { topic, partition, offset }
+}
+
+/// A held event.
+pub(super) fn held(held: Held) -> v1::HeldEvent {
+    let state = match held.state.as_str() {
+        "failed" => v1::HeldState::Failed,
+        "parked" => v1::HeldState::Parked,
+        _ => v1::HeldState::Behind,
+    };
+    let kind = match held.kind.as_str() {
+        "event" => v1::HoldKind::Event,
+        "key" => v1::HoldKind::Key,
+        _ => v1::HoldKind::Topic,
+    };
+    v1::HeldEvent {
+        id: held.id.to_string(),
+        namespace: held.namespace,
+        topic: held.topic,
+        key: held.key.map(Bytes::from),
+        r#type: held.event_type,
+        lane: u32::try_from(held.lane).unwrap_or_default(),
+        position: held.position,
+        state: state.into(),
+        kind: kind.into(),
+        reason: held.reason,
+        cause_id: held.cause.map(|id| id.to_string()).unwrap_or_default(),
+        attempts: held.attempts,
+        held_at: Some(timestamp(held.held_at)),
+        first_failed_at: held.first_failed_at.map(timestamp),
+        last_failed_at: held.last_failed_at.map(timestamp),
+        retry_at: held.retry_at.map(timestamp),
     }
 }
 
@@ -297,7 +357,7 @@ pub(super) fn time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
     range.contains(&timestamp.seconds).then(|| DateTime::from_timestamp(timestamp.seconds, nanos))?
 }
 
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
+pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default() }
 }
 

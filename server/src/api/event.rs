@@ -1,34 +1,38 @@
-//! `EventService`: reading stored events.
+//! `EventService`: reading stored events; `held` and `waiting` have its other calls.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use outbox_proto::v1::{
-    GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse, event_service_server::EventService,
+    DiscardRequest, DiscardResponse, GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse,
+    ListHeldRequest, ListHeldResponse, ParkRequest, ParkResponse, UnparkRequest, UnparkResponse, WaitPublishedRequest,
+    WaitPublishedResponse, event_service_server::EventService,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
     call::{self, Limits},
-    convert, page_token, status,
+    convert,
+    held::HeldCalls,
+    page_token, status,
+    waiting::Waiting,
 };
 use crate::{
     commit::Violation,
-    store::{
-        self,
-        event::{Filter, Reader},
-    },
+    store::event::{Filter, Reader},
 };
 
 const RANGE_DEFAULT: TimeDelta = TimeDelta::hours(1);
 
 pub(super) struct Events {
     reader: Reader,
+    held: HeldCalls,
+    waiting: Waiting,
     limits: Limits,
 }
 
 impl Events {
-    pub(super) fn new(reader: Reader, limits: Limits) -> Self {
-        Self { reader, limits }
+    pub(super) fn new(reader: Reader, held: HeldCalls, limits: Limits) -> Self {
+        Self { waiting: Waiting::new(reader.clone()), reader, held, limits }
     }
 }
 
@@ -39,10 +43,11 @@ impl EventService for Events {
         let GetEventRequest { namespace, id } = request.into_inner();
         let uuid = Uuid::try_parse(&id).map_err(|_| status::invalid(vec![not_a_uuid("id", &id)]))?;
         let namespace = call::namespace(namespace);
-        let found = tokio::time::timeout_at(deadline, self.reader.event(&namespace, uuid)).await;
-        let found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        let found = call::within(deadline, self.reader.event(&namespace, uuid)).await?;
         let event = found.ok_or_else(|| status::event_not_found(&id))?;
-        Ok(Response::new(GetEventResponse { event: Some(convert::event(event)) }))
+        let history = call::within(deadline, self.reader.history(&namespace, uuid)).await?;
+        let history = history.into_iter().map(convert::step).collect();
+        Ok(Response::new(GetEventResponse { event: Some(convert::event(event)), history }))
     }
 
     async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
@@ -50,8 +55,7 @@ impl EventService for Events {
         let request = request.into_inner();
         let digest = page_token::digest(&request);
         let filter = filter(request, digest).map_err(status::invalid)?;
-        let found = tokio::time::timeout_at(deadline, self.reader.events(&filter)).await;
-        let mut found = found.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))?;
+        let mut found = call::within(deadline, self.reader.events(&filter)).await?;
         // One more than asked for was fetched: it is where the next page starts.
         let page = usize::try_from(filter.limit - 1).unwrap_or(usize::MAX);
         let next = found.get(page).map(|listed| listed.event.event.id);
@@ -62,6 +66,34 @@ impl EventService for Events {
                 .map(|id| page_token::encode(&[id.into_bytes(), filter.before.into_bytes()].concat(), digest))
                 .unwrap_or_default(),
         }))
+    }
+
+    async fn wait_published(
+        &self,
+        request: Request<WaitPublishedRequest>,
+    ) -> Result<Response<WaitPublishedResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.waiting.wait(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn list_held(&self, request: Request<ListHeldRequest>) -> Result<Response<ListHeldResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.list(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn park(&self, request: Request<ParkRequest>) -> Result<Response<ParkResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.park(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn unpark(&self, request: Request<UnparkRequest>) -> Result<Response<UnparkResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.unpark(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn discard(&self, request: Request<DiscardRequest>) -> Result<Response<DiscardResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.held.discard(request.into_inner(), deadline).await.map(Response::new)
     }
 }
 
@@ -95,6 +127,6 @@ fn filter(request: ListEventsRequest, digest: page_token::Digest) -> Result<Filt
     })
 }
 
-fn not_a_uuid(field: &str, given: &str) -> Violation {
+pub(super) fn not_a_uuid(field: &str, given: &str) -> Violation {
     Violation { field: field.into(), description: format!("`{given}` is not a UUID") }
 }

@@ -7,19 +7,23 @@ mod call;
 mod command;
 mod convert;
 mod event;
+mod held;
 mod malformed;
 mod outbox;
 mod page_token;
 mod reason;
+mod relay;
 mod state;
 mod status;
 mod trace;
+mod waiting;
 
 use std::{error::Error, sync::Arc};
 
 use outbox_proto::v1::{
     FILE_DESCRIPTOR_SET, command_service_server::CommandServiceServer, event_service_server::EventServiceServer,
-    outbox_service_server::OutboxServiceServer, state_service_server::StateServiceServer,
+    outbox_service_server::OutboxServiceServer, relay_service_server::RelayServiceServer,
+    state_service_server::StateServiceServer,
 };
 use tokio::net::TcpListener;
 use tonic::{
@@ -33,7 +37,8 @@ use self::{malformed::MalformedLayer, trace::TraceLayer};
 use crate::{
     catalog::Catalog,
     commit::Committer,
-    store::{event::Reader, state::State},
+    config,
+    store::{event::Reader, held::Holds, numbers::Gauge, state::State},
 };
 
 /// Everything the services call.
@@ -46,6 +51,10 @@ pub struct Services {
     pub state: State,
     /// Reads of the outbox.
     pub reader: Reader,
+    /// Looks at the relays.
+    pub gauge: Gauge,
+    /// What becomes of the keys of held events.
+    pub policies: config::Relay,
     /// Time limits of calls.
     pub limits: Limits,
     /// Largest request message in bytes.
@@ -62,7 +71,7 @@ pub async fn serve(
     health: HealthServer<impl Health>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Services { committer, catalog, state, reader, limits, request_bytes_max } = services;
+    let Services { committer, catalog, state, reader, gauge, policies, limits, request_bytes_max } = services;
     let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
@@ -73,9 +82,11 @@ pub async fn serve(
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
     let command = CommandServiceServer::new(command::Commands::new(catalog));
-    let event = EventServiceServer::new(event::Events::new(reader, limits))
+    let held = held::HeldCalls::new(Holds::new(&reader), policies);
+    let event = EventServiceServer::new(event::Events::new(reader, held, limits))
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
+    let relay = RelayServiceServer::new(relay::Relays::new(gauge, limits));
     // grpcurl and older tools speak v1alpha only.
     let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     Server::builder()
@@ -85,6 +96,7 @@ pub async fn serve(
         .add_service(state)
         .add_service(command)
         .add_service(event)
+        .add_service(relay)
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha)

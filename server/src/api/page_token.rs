@@ -4,7 +4,7 @@
 //! is an error and not a wrong page. It is no secret and grants nothing.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use outbox_proto::v1::{ListCommandsRequest, ListDocumentsRequest, ListEventsRequest};
+use outbox_proto::v1::{ListCommandsRequest, ListDocumentsRequest, ListEventsRequest, ListHeldRequest};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -55,6 +55,7 @@ macro_rules! paged {
 paged!(ListCommandsRequest);
 paged!(ListDocumentsRequest);
 paged!(ListEventsRequest);
+paged!(ListHeldRequest);
 
 /// The digest of a request's list.
 pub(super) fn digest(request: &impl Paged) -> Digest {
@@ -101,6 +102,12 @@ pub(super) fn text(request: &impl Paged, digest: Digest) -> Result<String, Viola
     String::from_utf8(place).map_err(|_| foreign())
 }
 
+/// The place of a list that is ordered by id; the smallest one for the first page.
+pub(super) fn id(request: &impl Paged, digest: Digest) -> Result<Uuid, Violation> {
+    let Some(place) = place(request, digest)? else { return Ok(Uuid::nil()) };
+    Uuid::from_slice(&place).map_err(|_| foreign())
+}
+
 /// The place of a list of events: the id it starts at, and the one before which the list ends.
 pub(super) fn range(request: &ListEventsRequest, digest: Digest) -> Result<Option<(Uuid, Uuid)>, Violation> {
     let Some(place) = place(request, digest)? else { return Ok(None) };
@@ -121,6 +128,8 @@ fn wrong(description: &str) -> Violation {
 
 #[cfg(test)]
 mod tests {
+    use outbox_proto::v1::ListEventsRequest;
+
     use super::*;
 
     #[test]

@@ -48,6 +48,10 @@ reasons! {
     EVENT_ID_EXISTS: AlreadyExists, Mend;
     EVENT_ID_OUT_OF_RANGE: InvalidArgument, Mend;
     EVENT_NOT_FOUND: NotFound, Stop;
+    EVENT_SETTLED: FailedPrecondition, Stop;
+    NOT_HELD: NotFound, Stop;
+    HOLD_DRAINING: Aborted, Same;
+    TOO_MANY_WAITING: ResourceExhausted, Same;
     COMMIT_NOT_FOUND: NotFound, Stop;
     DOCUMENT_NOT_FOUND: NotFound, Stop;
     REQUEST_ID_REUSED: FailedPrecondition, Mend;

@@ -2,7 +2,7 @@
 //!
 //! Each carries `google.rpc.ErrorInfo` (AIP-193). The database's own words go to the log, never to a caller.
 
-use std::{collections::HashMap, error::Error as StdError};
+use std::{collections::HashMap, error::Error as StdError, time::Duration};
 
 use outbox_proto::v1::ERROR_DOMAIN;
 use tonic::Status;
@@ -73,6 +73,31 @@ pub(super) fn too_large(message: String) -> Status {
 pub(super) fn event_not_found(id: &str) -> Status {
     let message = format!("no event {id} is stored in this namespace; events are kept for a limited time");
     reply(reason::EVENT_NOT_FOUND, message).with("event_id", &id).status()
+}
+
+pub(super) fn event_settled(id: &str) -> Status {
+    let message = format!("event {id} is settled already: there is nothing to park");
+    reply(reason::EVENT_SETTLED, message).with("event_id", &id).status()
+}
+
+pub(super) fn not_held(what: &str) -> Status {
+    reply(reason::NOT_HELD, format!("{what} is not held in this namespace")).with("target", &what).status()
+}
+
+/// An event that cannot be given up just now.
+pub(super) fn hold_draining(id: &str) -> Status {
+    let message = format!("event {id} is being published, or was held a moment ago; try again shortly");
+    let mut reply = reply(reason::HOLD_DRAINING, message).with("event_id", &id);
+    reply.details.set_retry_info(Some(Duration::from_millis(500)));
+    reply.status()
+}
+
+/// Too many calls wait already.
+pub(super) fn too_many_waiting(max: usize) -> Status {
+    let message = format!("{max} calls wait for events already; try again shortly");
+    let mut reply = reply(reason::TOO_MANY_WAITING, message).with("max", &max);
+    reply.details.set_retry_info(Some(Duration::from_secs(1)));
+    reply.status()
 }
 
 pub(super) fn commit_not_found(request_id: &str) -> Status {

@@ -31,6 +31,8 @@ pub struct Config {
     pub relay: Relay,
     /// Kafka.
     pub kafka: Kafka,
+    /// Metrics.
+    pub metrics: Metrics,
     /// Logs and traces.
     pub telemetry: Telemetry,
 }
@@ -154,8 +156,31 @@ pub struct Relay {
     pub in_flight_events_max: usize,
     /// Bytes of events published and not yet settled, at most.
     pub in_flight_bytes_max: usize,
-    /// Pause before a lane that a permanent error has stopped is tried again.
-    pub stopped_lane_retry_ms: u64,
+    /// What becomes of the later events of a key whose event cannot be published.
+    pub held_policy: HeldPolicy,
+    /// The same for single topics.
+    pub held_policy_by_topic: BTreeMap<String, HeldPolicy>,
+    /// Pause before what is held for a reason that may pass, such as a missing topic, is tried again.
+    pub held_retry_ms: u64,
+    /// An event during whose publishing the process died this often is held.
+    pub attempts_max: u32,
+}
+
+/// What becomes of the later events of a key while one of it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldPolicy {
+    /// They are held behind it, so that the key's order is kept.
+    BlockKey,
+    /// They pass it.
+    Pass,
+}
+
+impl Relay {
+    /// The policy of a topic.
+    pub fn held_policy(&self, topic: &str) -> HeldPolicy {
+        self.held_policy_by_topic.get(topic).copied().unwrap_or(self.held_policy)
+    }
 }
 
 impl Default for Relay {
@@ -166,7 +191,10 @@ impl Default for Relay {
             poll_interval_max_ms: 50,
             in_flight_events_max: 10_000,
             in_flight_bytes_max: 32 << 20,
-            stopped_lane_retry_ms: 30_000,
+            held_policy: HeldPolicy::BlockKey,
+            held_policy_by_topic: BTreeMap::new(),
+            held_retry_ms: 30_000,
+            attempts_max: 3,
         }
     }
 }
@@ -185,6 +213,14 @@ impl Default for Kafka {
     fn default() -> Self {
         Self { bootstrap_servers: "127.0.0.1:9092".into(), properties: BTreeMap::new() }
     }
+}
+
+/// Metrics, in Prometheus's text format.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Address to serve them on, at `/metrics`. Empty: they are not served.
+    pub listen: String,
 }
 
 /// Logs and traces.

@@ -12,6 +12,12 @@ impl Config {
             faults
                 .push(format!("`grpc.listen` is `{}`: expected address:port, such as 0.0.0.0:7411", self.grpc.listen));
         }
+        if !self.metrics.listen.is_empty() && self.metrics.listen.parse::<SocketAddr>().is_err() {
+            let listen = &self.metrics.listen;
+            faults.push(format!(
+                "`metrics.listen` is `{listen}`: expected address:port, such as 127.0.0.1:9464, or nothing"
+            ));
+        }
         if self.database.url.parse::<sqlx::postgres::PgConnectOptions>().is_err() {
             // The value may hold a password.
             faults.push("`database.url` cannot be read: expected postgres://user:password@host:port/database".into());
@@ -38,7 +44,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 23] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 24] {
         let (grpc, database, commit, relay) = (&self.grpc, &self.database, &self.commit, &self.relay);
         let day_ms = 86_400_000;
         [
@@ -63,7 +69,8 @@ impl Config {
             ("relay.poll_interval_max_ms", relay.poll_interval_max_ms, 1, 60_000),
             ("relay.in_flight_events_max", relay.in_flight_events_max as u64, 1, 1 << 20),
             ("relay.in_flight_bytes_max", relay.in_flight_bytes_max as u64, 1 << 20, 1 << 31),
-            ("relay.stopped_lane_retry_ms", relay.stopped_lane_retry_ms, 10, day_ms),
+            ("relay.held_retry_ms", relay.held_retry_ms, 10, day_ms),
+            ("relay.attempts_max", relay.attempts_max.into(), 1, 1_000),
             ("commit.default_source (length)", commit.default_source.len() as u64, 1, 1_024),
         ]
     }

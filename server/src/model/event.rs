@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::delivery::Delivered;
+
 /// An event to be stored: checked, and complete with id and time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
@@ -52,4 +54,30 @@ pub struct StoredEvent {
     pub lane: i16,
     /// Its place in the order of its lane.
     pub position: i64,
+}
+
+/// Where an event is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventState {
+    /// Stored, and not known to be in Kafka.
+    Pending,
+    /// Kafka has acknowledged it.
+    Published,
+    /// Set aside.
+    Held,
+    /// Given up by an operator.
+    Discarded,
+}
+
+/// Something that happened to an event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What it came to.
+    pub state: EventState,
+    /// When.
+    pub time: DateTime<Utc>,
+    /// Where it is, when it was published.
+    pub place: Option<Delivered>,
+    /// Why it was held or discarded.
+    pub reason: Option<String>,
 }

@@ -1,6 +1,7 @@
 //! The domain's own types, free of gRPC, SQL and Kafka.
 
 pub mod commit;
+pub mod delivery;
 pub mod document;
 pub mod event;
 pub mod progress;

@@ -1,12 +1,14 @@
 //! gRPC health: whether the API can commit, and, apart from that, whether the relay gets on.
 //!
 //! The API (service `""` and the services' names) serves while the database answers: commits go on while only Kafka
-//! is down. `outboxd.relay` serves while this process
-//! relays, has no lane stopped and reaches both sides.
+//! is down. `outboxd.relay` serves while this process relays and reaches both sides. What is held keeps nothing else back
+//! and is told by the log and the numbers.
 
 use std::time::Duration;
 
-use outbox_proto::v1::{command_service_server, event_service_server, outbox_service_server, state_service_server};
+use outbox_proto::v1::{
+    command_service_server, event_service_server, outbox_service_server, relay_service_server, state_service_server,
+};
 use tokio::{sync::watch, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{
@@ -19,12 +21,13 @@ use crate::{relay, store::event::Reader};
 
 const EVERY: Duration = Duration::from_secs(1);
 const RELAY: &str = "outboxd.relay";
-const API: [&str; 5] = [
+const API: [&str; 6] = [
     "",
     outbox_service_server::SERVICE_NAME,
     state_service_server::SERVICE_NAME,
     command_service_server::SERVICE_NAME,
     event_service_server::SERVICE_NAME,
+    relay_service_server::SERVICE_NAME,
 ];
 
 /// Starts to report, until `shutdown`; from then on nothing serves, as before the first look.
@@ -47,13 +50,17 @@ async fn report(
 ) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut serving = None;
+    let (mut serving, mut held) = (None, 0);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         let reachable = matches!(tokio::time::timeout(EVERY, reader.ping()).await, Ok(Ok(())));
         if serving.replace(reachable) == Some(!reachable) {
             tracing::warn!(reachable, "the database's state has changed");
         }
         set(&reporter, &API, reachable).await;
+        let now_held = relay.as_ref().map_or(0, |relay| relay.borrow().held);
+        if std::mem::replace(&mut held, now_held) != now_held {
+            tracing::warn!(events = now_held, "events are held; see EventService.ListHeld");
+        }
         let healthy = relay.as_ref().is_some_and(|relay| relay.borrow().is_healthy());
         set(&reporter, &[RELAY], healthy).await;
     }

@@ -1,8 +1,10 @@
-//! Publishes to Kafka: the only file that knows librdkafka.
+//! Publishes to Kafka: the only part that knows librdkafka.
 //!
 //! One idempotent producer at a time, whose thread reports deliveries into a list that the relay empties. Within one
 //! producer the log of each partition is a gapless prefix of what was enqueued, so a producer that is abandoned can
 //! only leave repeats behind, never a record out of order. It deliberately decides nothing about failed records.
+
+mod fault;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,6 +24,7 @@ use rdkafka::{
 };
 use tokio::sync::Notify;
 
+use self::fault::fault;
 use super::{
     Error,
     opening::Openings,
@@ -126,8 +129,11 @@ impl Publisher for Kafka {
             self.openings.not_sent(token);
             match error {
                 KafkaError::MessageProduction(Code::QueueFull) => Refusal::Full,
-                KafkaError::MessageProduction(code) if !is_own(code) => Refusal::Record(code.to_string()),
-                error => Refusal::Publisher(error.to_string()),
+                error => match fault(&error) {
+                    Fault::Record(reason) | Fault::Unclear(reason) => Refusal::Record(reason),
+                    Fault::Topic(reason) => Refusal::Topic(reason),
+                    Fault::Publisher(reason) => Refusal::Publisher(reason),
+                },
             }
         })
     }
@@ -282,41 +288,6 @@ impl ProducerContext for Context {
             self.0.changed.notify_one();
         }
     }
-}
-
-fn fault(error: &KafkaError) -> Fault {
-    match error {
-        KafkaError::MessageProduction(
-            code @ (Code::UnknownTopic
-            | Code::UnknownTopicOrPartition
-            | Code::UnknownPartition
-            | Code::InvalidTopic
-            | Code::TopicAuthorizationFailed),
-        ) => Fault::Topic(code.to_string()),
-        KafkaError::MessageProduction(code) if !is_own(*code) => Fault::Record(code.to_string()),
-        error => Fault::Publisher(error.to_string()),
-    }
-}
-
-/// Whether an error is the producer's own, or comes after another record's failure.
-fn is_own(code: Code) -> bool {
-    matches!(
-        code,
-        Code::PurgeQueue
-            | Code::PurgeInflight
-            | Code::Fatal
-            | Code::GaplessGuarantee
-            | Code::State
-            | Code::Fenced
-            | Code::OutOfOrderSequenceNumber
-            | Code::DuplicateSequenceNumber
-            | Code::UnknownProducerId
-            | Code::InvalidProducerEpoch
-            | Code::InvalidProducerIdMapping
-            | Code::ClusterAuthorizationFailed
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed
-    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,8 +1,8 @@
 //! Publishes what the outbox holds: reads committed events from Postgres, hands them to Kafka, and writes down how far
 //! it got.
 //!
-//! Invariant: a lane's written progress never passes an event that Kafka has not acknowledged, and per key events are
-//! enqueued in commit order, without gaps, from written progress on. Whatever dies can therefore only repeat.
+//! Invariant: a lane's written progress never passes an event that is not settled: acknowledged by Kafka, or durably held.
+//! Per key, events are enqueued in commit order, without gaps but for those that are held. Whatever dies can therefore only repeat.
 //! `session` holds the loop; everything it remembers dies with its database connections. It deliberately never changes
 //! an event, and knows nothing of the gRPC side.
 
@@ -13,8 +13,8 @@ mod lease;
 mod opening;
 mod properties;
 pub mod publisher;
-mod reader;
 mod session;
+mod source;
 mod status;
 mod trace;
 mod wake;
@@ -26,12 +26,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{
-    error::Error,
-    status::{Status, StoppedLane},
-    wake::Wake,
-};
-use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session};
+pub use self::{error::Error, status::Status, wake::Wake};
+use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session, source::poll::Poll};
 use crate::config;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -140,7 +136,7 @@ impl<P: Publisher> Relay<P> {
         }
     }
 
-    async fn open(&mut self) -> Result<Session<'_, P>, Error> {
+    async fn open(&mut self) -> Result<Session<'_, P, Poll>, Error> {
         Session::open(&self.settings, &mut self.publisher, &self.wake, &self.status).await
     }
 

@@ -96,8 +96,10 @@ pub enum Refusal {
     Full,
     /// This record has to wait for the report of another one; so has everything behind it in its lane.
     Later,
-    /// This record can never be published.
+    /// This record can never be published as things are.
     Record(String),
+    /// Its topic takes no records.
+    Topic(String),
     /// The publisher has failed and must be reset.
     Publisher(String),
 }
@@ -123,8 +125,10 @@ pub struct Place {
 /// Why a record failed for good. The publisher must be reset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It, or another record that was sent together with it, was rejected.
+    /// It, or another record that was sent together with it, was rejected, and will be until something is changed.
     Record(String),
+    /// The same, for a reason that may pass by itself.
+    Unclear(String),
     /// Its topic takes no records.
     Topic(String),
     /// Nothing is wrong with the record.

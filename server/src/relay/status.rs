@@ -9,8 +9,10 @@ pub struct Status {
     pub connected: bool,
     /// How many lanes are its own.
     pub lanes_owned: usize,
-    /// Lanes that a permanent failure has stopped.
-    pub lanes_stopped: Vec<StoppedLane>,
+    /// Events that are held in its lanes, counted to 10,000.
+    pub held: usize,
+    /// Why it publishes nothing, when an operator has paused it.
+    pub paused: Option<String>,
     /// Events published and not yet settled.
     pub in_flight: usize,
     /// Whether Kafka answers; `None` before anything was heard.
@@ -22,21 +24,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether it gets on: it reaches both sides, as far as it knows, and no lane is stopped.
+    /// Whether it gets on: it reaches both sides, as far as it knows. What is held keeps nothing else back, and a pause
+    /// is meant.
     pub fn is_healthy(&self) -> bool {
-        self.connected && self.lanes_stopped.is_empty() && self.kafka_reachable != Some(false)
+        self.connected && self.kafka_reachable != Some(false)
     }
-}
-
-/// A lane that waits before an event that cannot be published.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoppedLane {
-    /// The lane.
-    pub lane: i16,
-    /// The event.
-    pub event_id: uuid::Uuid,
-    /// Its topic.
-    pub topic: String,
-    /// Why it failed.
-    pub reason: String,
 }

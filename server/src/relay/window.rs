@@ -1,18 +1,22 @@
 //! What has been read and is not settled: pages in the order they were read.
 //!
-//! A page is settled when each of its events is acknowledged or given up, and only after every page before it. What is
-//! in here is what a crash repeats; the session reads no more than its limits leave room for. Tokens number the events
-//! without gaps. It deliberately sends nothing by itself.
+//! A page is settled when each of its events is acknowledged or given up (it is held, or its lane is not owned any
+//! more), and only after every page before it. What is in here is what a crash repeats; the session reads no more than
+//! its limits leave room for. Tokens number the events without gaps. It deliberately sends nothing by itself.
 
 use std::collections::VecDeque;
 
-use super::lane::Unwritten;
-use crate::{model::progress::Progress, store::relay::row::Row};
+use uuid::Uuid;
 
-/// The pages.
-#[derive(Default)]
-pub(super) struct Window {
-    pub(super) pages: VecDeque<Page>,
+use super::{publisher::Place, source::Batch};
+use crate::{
+    model::delivery::{self, Packer},
+    store::relay::row::Row,
+};
+
+/// The pages. `R` is how far one reaches, which the source knows the meaning of.
+pub(super) struct Window<R> {
+    pub(super) pages: VecDeque<Page<R>>,
     next_token: usize,
     events: usize,
     bytes: usize,
@@ -20,8 +24,8 @@ pub(super) struct Window {
     pub(super) enqueued: usize,
 }
 
-/// Events of lanes that were read together.
-pub(super) struct Page {
+/// Events that were read together.
+pub(super) struct Page<R> {
     first_token: usize,
     pub(super) rows: Vec<Row>,
     pub(super) marks: Vec<Mark>,
@@ -32,9 +36,15 @@ pub(super) struct Page {
     open: usize,
     bytes: usize,
     lanes: Vec<i16>,
-    from: Progress,
-    to: Progress,
-    stops: Vec<(i16, i64)>,
+    origin: Origin<R>,
+}
+
+/// Where a page comes from.
+enum Origin<R> {
+    /// From the source.
+    Read(R),
+    /// From holds that are drained.
+    Held(Vec<i64>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,24 +53,66 @@ pub(super) enum Mark {
     Waiting,
     /// Enqueued.
     Enqueued,
-    /// Acknowledged, or given up.
-    Done,
+    /// Acknowledged.
+    Published(Place),
+    /// Held, or another relay's.
+    GivenUp,
 }
 
-/// What a lane has settled.
-pub(super) struct Settled {
-    pub(super) lane: i16,
-    pub(super) to: Progress,
-    pub(super) unwritten: Unwritten,
+/// A page that is settled.
+pub(super) enum Finished<R> {
+    /// The source can go on from here.
+    Read(Settled<R>),
+    /// These are held no more.
+    Drained(Drained),
 }
 
-impl Page {
-    pub(super) fn token(&self, index: usize) -> usize {
-        self.first_token + index
+/// What the source is told.
+pub(super) struct Settled<R> {
+    /// The lanes that it settles, ascending.
+    pub(super) lanes: Vec<i16>,
+    /// How far.
+    pub(super) reach: R,
+    /// The lanes of its events, ascending, one for each.
+    lanes_of_events: Vec<i16>,
+}
+
+impl<R> Settled<R> {
+    /// How many events of the lane were in it.
+    pub(super) fn events_of(&self, lane: i16) -> i64 {
+        let lanes = &self.lanes_of_events;
+        (lanes.partition_point(|l| *l <= lane) - lanes.partition_point(|l| *l < lane)) as i64
     }
 }
 
-impl Window {
+/// What was drained.
+pub(super) struct Drained {
+    /// The lanes that are still owned.
+    pub(super) lanes: Vec<i16>,
+    /// The holds.
+    pub(super) holds: Vec<i64>,
+    /// Their events that Kafka has.
+    pub(super) published: Vec<Uuid>,
+}
+
+impl<R> Default for Window<R> {
+    fn default() -> Self {
+        Self { pages: VecDeque::new(), next_token: 0, events: 0, bytes: 0, enqueued: 0 }
+    }
+}
+
+impl<R> Page<R> {
+    pub(super) fn token(&self, index: usize) -> usize {
+        self.first_token + index
+    }
+
+    /// Whether the event at an index is neither acknowledged nor given up.
+    pub(super) fn is_open(&self, index: usize) -> bool {
+        matches!(self.marks[index], Mark::Waiting | Mark::Enqueued)
+    }
+}
+
+impl<R> Window<R> {
     pub(super) fn events(&self) -> usize {
         self.events
     }
@@ -74,17 +126,28 @@ impl Window {
         self.pages.front().map_or(self.next_token, |p| p.first_token)
     }
 
-    /// Adds what was read of `lanes` between `from` and `to`. Rows of other lanes are given up.
-    pub(super) fn push(&mut self, lanes: Vec<i16>, rows: Vec<Row>, from: Progress, to: Progress, round: u64) {
+    /// Adds what was read. Rows of lanes that are not the batch's are given up.
+    pub(super) fn push(&mut self, batch: Batch<R>) {
+        let Batch { lanes, rows, reach, round } = batch;
         if rows.is_empty()
             && let Some(last) = self.pages.back_mut()
             && last.rows.is_empty()
             && last.lanes == lanes
+            && matches!(last.origin, Origin::Read(_))
         {
-            (last.to, last.round) = (to, round);
+            (last.origin, last.round) = (Origin::Read(reach), round);
             return;
         }
-        let mark = |row: &Row| if lanes.binary_search(&row.lane()).is_ok() { Mark::Waiting } else { Mark::Done };
+        self.add(lanes, rows, Origin::Read(reach), round);
+    }
+
+    /// Adds the first events of holds that are drained.
+    pub(super) fn push_held(&mut self, lanes: Vec<i16>, rows: Vec<Row>, holds: Vec<i64>) {
+        self.add(lanes, rows, Origin::Held(holds), 0);
+    }
+
+    fn add(&mut self, lanes: Vec<i16>, rows: Vec<Row>, origin: Origin<R>, round: u64) {
+        let mark = |row: &Row| if lanes.binary_search(&row.lane()).is_ok() { Mark::Waiting } else { Mark::GivenUp };
         let marks: Vec<Mark> = rows.iter().map(mark).collect();
         let open = marks.iter().filter(|m| **m == Mark::Waiting).count();
         let bytes = rows.iter().map(Row::size).sum();
@@ -92,19 +155,7 @@ impl Window {
         self.next_token += rows.len();
         self.events += rows.len();
         self.bytes += bytes;
-        self.pages.push_back(Page {
-            first_token,
-            rows,
-            marks,
-            next: 0,
-            round,
-            open,
-            bytes,
-            lanes,
-            from,
-            to,
-            stops: Vec::new(),
-        });
+        self.pages.push_back(Page { first_token, rows, marks, next: 0, round, open, bytes, lanes, origin });
     }
 
     /// The page and index of a token.
@@ -118,12 +169,52 @@ impl Window {
         self.find(token).map(|(page, index)| &self.pages[page].rows[index])
     }
 
+    /// Whether an event is to be enqueued.
+    pub(super) fn waits(&self, token: usize) -> bool {
+        self.find(token).is_some_and(|(page, index)| self.pages[page].marks[index] == Mark::Waiting)
+    }
+
+    /// Whether an event is neither acknowledged nor given up.
+    pub(super) fn is_open(&self, token: usize) -> bool {
+        self.find(token).is_some_and(|(page, index)| self.pages[page].is_open(index))
+    }
+
+    /// The token that the next event gets.
+    pub(super) fn next_token(&self) -> usize {
+        self.next_token
+    }
+
+    /// Events that wait, from this one on, in order. `held` says which: those that are held, or those that are not.
+    pub(super) fn waiting(&self, from: usize, held: bool) -> impl Iterator<Item = (usize, &Row)> {
+        let pages = self.pages.iter().filter(move |page| matches!(page.origin, Origin::Held(_)) == held);
+        pages.flat_map(move |page| {
+            let rows = page.rows.iter().zip(&page.marks).enumerate();
+            let waiting = rows.filter(|(_, (_, mark))| **mark == Mark::Waiting);
+            waiting.map(|(index, (row, _))| (page.token(index), row)).filter(move |(token, _)| *token >= from)
+        })
+    }
+
+    /// Whether held events are under way.
+    pub(super) fn drains(&self) -> bool {
+        self.pages.iter().any(|page| matches!(page.origin, Origin::Held(_)))
+    }
+
+    /// Gives up an event that waits.
+    pub(super) fn give_up(&mut self, token: usize) {
+        let Some((page, index)) = self.find(token) else { return };
+        let page = &mut self.pages[page];
+        if page.marks[index] == Mark::Waiting {
+            page.marks[index] = Mark::GivenUp;
+            page.open -= 1;
+        }
+    }
+
     /// Notes that an event is acknowledged.
-    pub(super) fn acknowledge(&mut self, token: usize) {
+    pub(super) fn acknowledge(&mut self, token: usize, place: Place) {
         let Some((page, index)) = self.find(token) else { return };
         let page = &mut self.pages[page];
         if page.marks[index] == Mark::Enqueued {
-            page.marks[index] = Mark::Done;
+            page.marks[index] = Mark::Published(place);
             page.open -= 1;
             self.enqueued -= 1;
         }
@@ -134,7 +225,7 @@ impl Window {
         for page in &mut self.pages {
             for (row, mark) in page.rows.iter().zip(&mut page.marks).filter(|(_, m)| **m == Mark::Enqueued) {
                 let owned = page.lanes.binary_search(&row.lane()).is_ok();
-                *mark = if owned { Mark::Waiting } else { Mark::Done };
+                *mark = if owned { Mark::Waiting } else { Mark::GivenUp };
                 page.open -= usize::from(!owned);
             }
             page.next = 0;
@@ -142,23 +233,11 @@ impl Window {
         self.enqueued = 0;
     }
 
-    /// Gives up a lane's events from this one on. The lane will settle right before it.
-    pub(super) fn stop(&mut self, token: usize) {
-        let Some((at, index)) = self.find(token) else { return };
-        let (lane, position) = (self.pages[at].rows[index].lane(), self.pages[at].rows[index].position());
-        self.pages[at].stops.push((lane, position));
-        self.pages[at].give_up(lane, position);
-        for page in self.pages.iter_mut().skip(at + 1) {
-            page.lanes.retain(|l| *l != lane);
-            page.give_up(lane, 0);
-        }
-    }
-
     /// Gives up all events of a lane, which will not settle.
     pub(super) fn forget(&mut self, lane: i16) {
         for page in &mut self.pages {
             page.lanes.retain(|l| *l != lane);
-            page.give_up(lane, 0);
+            page.give_up(lane);
         }
     }
 
@@ -167,41 +246,46 @@ impl Window {
         self.pages.iter().any(|p| p.lanes.binary_search(&lane).is_ok())
     }
 
-    /// Takes the pages off the front that are done, and tells what their lanes have settled, in order.
-    pub(super) fn settle(&mut self) -> Vec<Settled> {
+    /// Takes the pages off the front that are done, in order, each with where its events went.
+    pub(super) fn settle(&mut self) -> Vec<(Finished<R>, Option<delivery::Batch>)> {
         let mut settled = Vec::new();
         while self.pages.front().is_some_and(|p| p.open == 0) {
             let Some(page) = self.pages.pop_front() else { break };
             self.events -= page.rows.len();
             self.bytes -= page.bytes;
-            page.settled(&mut settled);
+            settled.push(page.finish());
         }
         settled
     }
 }
 
-impl Page {
-    fn give_up(&mut self, lane: i16, from: i64) {
+impl<R> Page<R> {
+    fn give_up(&mut self, lane: i16) {
         for (row, mark) in self.rows.iter().zip(&mut self.marks) {
-            if row.lane() == lane && row.position() >= from && *mark == Mark::Waiting {
-                *mark = Mark::Done;
+            if row.lane() == lane && *mark == Mark::Waiting {
+                *mark = Mark::GivenUp;
                 self.open -= 1;
             }
         }
     }
 
-    fn settled(&self, settled: &mut Vec<Settled>) {
-        let mut with_events: Vec<i16> = self.rows.iter().map(Row::lane).collect();
-        with_events.sort_unstable();
-        with_events.dedup();
-        for lane in self.lanes.iter().copied() {
-            let stop = self.stops.iter().filter(|(l, _)| *l == lane).map(|(_, position)| *position).min();
-            let to = match stop {
-                Some(position) => self.from.reach(Some(position - 1)),
-                None => self.to.clone(),
-            };
-            let events = with_events.binary_search(&lane).is_ok();
-            settled.push(Settled { lane, to, unwritten: if events { Unwritten::Events } else { Unwritten::Empty } });
+    fn finish(self) -> (Finished<R>, Option<delivery::Batch>) {
+        let (mut packer, mut published) = (Packer::default(), Vec::new());
+        for (row, mark) in self.rows.iter().zip(&self.marks) {
+            // What was published has been read before.
+            if let (Mark::Published(place), Ok(event)) = (mark, row.event()) {
+                packer.add(row.position(), event.topic, place.partition, place.offset);
+                published.push(event.id);
+            }
         }
+        let finished = match self.origin {
+            Origin::Read(reach) => {
+                let mut lanes_of_events: Vec<i16> = self.rows.iter().map(Row::lane).collect();
+                lanes_of_events.sort_unstable();
+                Finished::Read(Settled { lanes: self.lanes, reach, lanes_of_events })
+            }
+            Origin::Held(holds) => Finished::Drained(Drained { lanes: self.lanes, holds, published }),
+        };
+        (finished, packer.pack())
     }
 }

@@ -1,4 +1,4 @@
-//! Reads of what is stored: events, and answers of commits.
+//! Reads of what is stored: events, what became of them, and answers of commits.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     config,
     model::{
         commit::Answer,
-        event::{NewEvent, StoredEvent, TraceContext},
+        event::{EventState, NewEvent, StoredEvent, TraceContext},
     },
 };
 
 const COLUMNS: &str = "e.id, e.namespace, e.lane, e.position, e.topic, e.key, e.source, e.type, e.subject, e.data, \
-     e.content_type, e.headers, e.time, e.traceparent, e.tracestate, outbox.is_settled(e) as settled";
+     e.content_type, e.headers, e.time, e.traceparent, e.tracestate, outbox.event_state(e) as state";
 
 /// Which events to list.
 #[derive(Clone, Debug)]
@@ -40,13 +40,13 @@ pub struct Filter {
     pub limit: i64,
 }
 
-/// A stored event and whether the relay's progress has passed it.
+/// A stored event and where it is on its way.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The event.
     pub event: StoredEvent,
-    /// Whether it is settled.
-    pub settled: bool,
+    /// Where it is.
+    pub state: EventState,
 }
 
 /// Reads, on connections of their own.
@@ -74,6 +74,11 @@ impl Reader {
             .connect_lazy_with(connector.options().clone());
         let window = Duration::from_secs(u64::from(config.commit.request_window_hours) * 3_600);
         Self { pool, window }
+    }
+
+    /// Its connections, for others whose use is rare.
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// Whether the database answers.
@@ -129,11 +134,22 @@ impl Reader {
     }
 }
 
-fn read(error: sqlx::Error) -> Error {
+pub(super) fn read(error: sqlx::Error) -> Error {
     match error {
         sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Error::Unavailable(error.into()),
         other => Failure::read(other, None).into_error(),
     }
+}
+
+/// What `outbox.event_state` says.
+pub(super) fn state(name: &str) -> Result<EventState, sqlx::Error> {
+    Ok(match name {
+        "pending" => EventState::Pending,
+        "published" => EventState::Published,
+        "held" => EventState::Held,
+        "discarded" => EventState::Discarded,
+        other => return Err(sqlx::Error::Decode(format!("`{other}` is no state of an event").into())),
+    })
 }
 
 fn listed(row: &PgRow) -> Result<Listed, sqlx::Error> {
@@ -160,5 +176,5 @@ fn listed(row: &PgRow) -> Result<Listed, sqlx::Error> {
         lane: row.try_get("lane")?,
         position: row.try_get("position")?,
     };
-    Ok(Listed { event, settled: row.try_get("settled")? })
+    Ok(Listed { event, state: self::state(row.try_get("state")?)? })
 }

@@ -24,7 +24,7 @@ pub async fn run(connection: &mut PgConnection) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Conflict`] when a lock is not to be had within two seconds: try again.
 pub async fn make_partitions(connection: &mut PgConnection) -> Result<i32, Error> {
-    make(connection, "select outbox.make_partitions($1)", DAYS_AHEAD).await
+    make(connection, "select outbox.make_partitions($1) + outbox.make_delivery_partitions($1)", DAYS_AHEAD).await
 }
 
 /// Makes the partitions of marks, for events as old as the window and for the days to come; returns how many were

@@ -19,23 +19,13 @@ fn faulty(outbox: &Outbox, faults: &Faults) -> Running {
     Running::start(Relay::with_publisher(Outbox::relay_config(), &outbox.database_config(), publisher))
 }
 
-async fn emit_to(outbox: &Outbox, topic: &str, key: &str, data: &str) -> Uuid {
-    sqlx::query_scalar("select outbox.emit_bytes($1, 'test', convert_to($3, 'UTF8'), convert_to($2, 'UTF8'))")
-        .bind(topic)
-        .bind(key)
-        .bind(data)
-        .fetch_one(&mut outbox.connect().await)
-        .await
-        .expect("the event is stored")
-}
-
 /// Trap 5, and 7: what is behind the failed record does not pass it either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_with_one_failed_record_is_not_acknowledged_past_it() {
     let outbox = Outbox::fresh("failed", 1).await;
     let keys = outbox.keys_in_different_lanes(&outbox.topic, 3).await;
     for n in 0..60 {
-        emit_to(&outbox, &outbox.topic, &keys[n % 3], "data").await;
+        outbox.emit_to(&outbox.topic, Some(&keys[n % 3]), "data").await;
     }
     let stored = outbox.stored().await;
     let (failed, key) = stored[30].clone();
@@ -45,24 +35,21 @@ async fn a_batch_with_one_failed_record_is_not_acknowledged_past_it() {
     });
     let mut relay = faulty(&outbox, &faults);
 
-    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == failed)).await;
-    let behind = stored[30..].iter().filter(|(_, k)| *k == key).count();
-    let settled = async || (outbox.unsettled().await == i64::try_from(behind).unwrap()).then_some(());
-    eventually("all but the failed event and those behind it are settled", PATIENCE, settled).await;
+    let behind: Vec<Uuid> = stored[30..].iter().filter(|(_, k)| *k == key).map(|(id, _)| *id).collect();
+    let expected: Vec<_> = behind.iter().map(|id| (*id, if *id == failed { "failed" } else { "behind" })).collect();
+    outbox.until_held(&expected).await;
+    outbox.all_settled().await;
     let published = outbox.published().await.by_key();
     let before: Vec<Uuid> = stored[..30].iter().filter(|(_, k)| *k == key).map(|(id, _)| *id).collect();
     assert_eq!(published[&key], before, "nothing of the key from the failed event on");
     let published: usize = published.values().map(Vec::len).sum();
-    assert_eq!(published, 60 - behind, "the other keys are published");
-
-    faults.change(|plan| plan.fail.clear());
-    outbox.all_settled().await;
-    outbox.assert_all_published_in_order().await;
-    relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
+    assert_eq!(published, 60 - behind.len(), "the other keys are published");
+    relay.until("it says so", |s| s.held == behind.len()).await;
+    assert!(relay.status.borrow().is_healthy(), "nothing else waits");
     relay.stop().await;
 }
 
-/// A fault of the producer's own stops no lane: everything is sent again, in order.
+/// A fault of the producer's own holds nothing: everything is sent again, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_producer_is_made_anew_and_nothing_is_lost() {
     let outbox = Outbox::fresh("producer", 1).await;
@@ -76,41 +63,11 @@ async fn a_failed_producer_is_made_anew_and_nothing_is_lost() {
 
     let tried = async || (faults.plan().enqueued.iter().filter(|id| **id == failed).count() > 1).then_some(());
     eventually("it is tried again", PATIENCE, tried).await;
-    assert!(relay.status.borrow().lanes_stopped.is_empty());
+    assert!(outbox.held().await.is_empty(), "it is not the event's fault");
     faults.change(|plan| plan.fail.clear());
 
     outbox.all_settled().await;
     outbox.assert_all_published_in_order().await;
-    relay.stop().await;
-}
-
-/// Kafka itself rejects the batch; the one record at fault is found and only its lane stops.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_kafka_rejects_stops_its_own_lane_only() {
-    let outbox = Outbox::fresh("unused", 1).await;
-    let topic = format!("small-{}", Uuid::now_v7().simple());
-    kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
-    let keys = outbox.keys_in_different_lanes(&topic, 2).await;
-    let (small, large) = (&keys[0], &keys[1]);
-    let mut expected = Vec::new();
-    for n in 0..40 {
-        if n == 20 {
-            emit_to(&outbox, &topic, large, &"x".repeat(3_000)).await;
-            emit_to(&outbox, &topic, large, "behind it").await;
-        }
-        expected.push(emit_to(&outbox, &topic, small, &format!("{n}")).await);
-    }
-    let relay = config::Relay { stopped_lane_retry_ms: 600_000, ..Outbox::relay_config() };
-    let mut relay = outbox.relay_with(relay);
-
-    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.topic == topic)).await;
-    let settled = async || (outbox.unsettled().await == 2).then_some(());
-    eventually("all but the large event and the one behind it are settled", PATIENCE, settled).await;
-
-    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
-    let published = crate::support::outbox::Published(records).by_key();
-    assert_eq!(published.len(), 1, "nothing of the large event's key");
-    assert_eq!(published[&Some(small.as_bytes().to_vec())], expected);
     relay.stop().await;
 }
 
@@ -121,66 +78,25 @@ async fn what_is_behind_a_rejected_first_batch_does_not_pass_it() {
     let outbox = Outbox::fresh("unused", 1).await;
     let topic = format!("first-{}", Uuid::now_v7().simple());
     kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
-    let large = emit_to(&outbox, &topic, "key", &"x".repeat(3_000)).await;
+    let large = outbox.emit_to(&topic, Some("key"), &"x".repeat(3_000)).await;
     for n in 0..20 {
-        emit_to(&outbox, &topic, "key", &format!("behind it, {n}")).await;
+        outbox.emit_to(&topic, Some("key"), &format!("behind it, {n}")).await;
     }
     // Each record in a batch of its own, several under way at once.
     let mut kafka = kafka_config();
     kafka.properties.insert("batch.num.messages".into(), "1".into());
     kafka.properties.insert("linger.ms".into(), "0".into());
     let relay = Relay::new(Outbox::relay_config(), &kafka, &outbox.database_config()).expect("it can be made");
-    let mut relay = Running::start(relay);
+    let relay = Running::start(relay);
 
-    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == large)).await;
+    let held = async || outbox.held().await.iter().any(|(id, _)| *id == large).then_some(());
+    eventually("the large event is held", PATIENCE, held).await;
+    outbox.all_settled().await;
     relay.stop().await;
 
     let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
     let passed: Vec<_> = records.iter().map(|r| String::from_utf8_lossy(r.payload().unwrap_or_default())).collect();
     assert!(passed.is_empty(), "passed the one they follow: {passed:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_missing_topic_stops_its_lane_until_it_is_there_and_no_other() {
-    let outbox = Outbox::fresh("there", 1).await;
-    let late = kafka::fresh_topic("late", 1).await;
-    let first = emit_to(&outbox, &late, "a", "1").await;
-    let second = emit_to(&outbox, &late, "a", "2").await;
-    outbox.emit(50, 5).await;
-    let faults = Faults::default();
-    faults.change(|plan| {
-        plan.missing.insert(late.clone());
-    });
-    let mut relay = faulty(&outbox, &faults);
-
-    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == first)).await;
-    outbox.emit(50, 5).await;
-    let lane = "select lane from outbox.events where topic = $1 limit 1";
-    let lane: i16 = sqlx::query_scalar(lane).bind(&late).fetch_one(&mut outbox.connect().await).await.expect("it is");
-    let others = async || (outbox.unsettled_besides(lane).await == 0).then_some(());
-    eventually("the other lanes' events are settled", PATIENCE, others).await;
-    assert!(!relay.status.borrow().is_healthy());
-
-    faults.change(|plan| plan.missing.clear());
-    outbox.all_settled().await;
-    outbox.assert_all_published_in_order().await;
-    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&late)).await.expect("it can be read");
-    assert_eq!(crate::support::outbox::Published(records).by_key()[&Some(b"a".to_vec())], [first, second]);
-    relay.until("the lane runs", |s| s.lanes_stopped.is_empty()).await;
-    relay.stop().await;
-}
-
-/// Kafka's own refusal: no topic can have this name, though its characters are right.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_kafka_refuses_stops_its_lane() {
-    let outbox = Outbox::fresh("refused", 1).await;
-    let refused = emit_to(&outbox, "..", "a", "1").await;
-    let mut relay = outbox.relay();
-
-    relay.until("the lane has stopped", |s| s.lanes_stopped.iter().any(|l| l.event_id == refused)).await;
-    let reason = relay.status.borrow().lanes_stopped[0].reason.clone();
-    assert!(reason.contains("InvalidTopic"), "{reason}");
-    relay.stop().await;
 }
 
 /// A broker that takes nothing: the window fills, reading stops, commits go on, and all is published once it is back.
@@ -208,7 +124,7 @@ async fn while_kafka_takes_nothing_the_window_bounds_what_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_cannot_be_reached_is_told_and_stops_no_lane() {
+async fn a_broker_that_cannot_be_reached_is_told_and_holds_nothing() {
     let outbox = Outbox::fresh("unreachable", 1).await;
     outbox.emit(5, 1).await;
     // A port that is taken and never answers.
@@ -220,7 +136,7 @@ async fn a_broker_that_cannot_be_reached_is_told_and_stops_no_lane() {
     let mut relay = Running::start(relay);
 
     relay.until("kafka is said to be unreachable", |s| s.kafka_reachable == Some(false)).await;
-    assert!(relay.status.borrow().lanes_stopped.is_empty());
+    assert!(outbox.held().await.is_empty());
     relay.crash().await;
 
     let relay = outbox.relay();
@@ -271,7 +187,8 @@ async fn a_plain_role_can_relay() {
     let statements = format!(
         "create role {role} login; grant usage on schema outbox to {role};
          grant select on all tables in schema outbox to {role}; grant select on all sequences in schema outbox to {role};
-         grant insert, update, delete on outbox.relays to {role}; grant update on outbox.progress to {role}"
+         grant insert, update, delete on outbox.relays, outbox.holds, outbox.held, outbox.attempts to {role};
+         grant update on outbox.progress to {role}; grant insert on outbox.deliveries to {role}"
     );
     connection.execute(AssertSqlSafe(statements)).await.expect("a role can be made");
     outbox.emit(10, 2).await;

@@ -5,6 +5,8 @@
 //! after a database crash, transactions and positions that were never durable may be given out again. It deliberately
 //! does not reconnect: `Relay::run` does.
 
+mod attempts;
+mod held;
 mod reading;
 mod recovery;
 mod sending;
@@ -19,37 +21,34 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::{reading::Pace, recovery::Care};
+use self::{attempts::Attempts, held::Held, recovery::Care};
 use super::{
     Error, Settings, Status, Wake,
-    lane::{Lanes, State},
+    lane::Lanes,
     lease::Lease,
     publisher::{Publisher, Report},
-    reader::Reader,
+    source::{Source, poll::Poll},
     trace::Spans,
     window::Window,
 };
 use crate::store::relay::{self as store, Connection, lease::Mark};
 
 /// A session.
-pub(super) struct Session<'a, P> {
+pub(super) struct Session<'a, P, S: Source> {
     settings: &'a Settings,
     publisher: &'a mut P,
     wake: &'a Wake,
     status: &'a watch::Sender<Status>,
     control: Connection,
-    reader: Reader,
+    source: S,
     lease: Lease,
     lanes: Lanes,
-    window: Window,
+    window: Window<S::Reach>,
     spans: Spans,
-    pace: Pace,
     care: Care,
-    /// What was marked when the running poll began.
-    poll_mark: Mark,
-    /// Counts the snapshots taken.
-    round: u64,
-    /// The last snapshot before which everything it saw has been flushed.
+    held: Held,
+    attempts: Attempts,
+    /// The last of the source's rounds that a durable commit has followed.
     flushed_round: u64,
     draining: bool,
     /// When to write the progress of lanes that had no events.
@@ -60,7 +59,7 @@ pub(super) struct Session<'a, P> {
     last_warning: Option<Instant>,
 }
 
-impl<'a, P: Publisher> Session<'a, P> {
+impl<'a, P: Publisher> Session<'a, P, Poll> {
     /// Connects, checks that this is the right database, and takes its lease.
     pub(super) async fn open(
         settings: &'a Settings,
@@ -74,34 +73,33 @@ impl<'a, P: Publisher> Session<'a, P> {
         })
         .await?;
         let (sent, mark, owned) = within(ttl, enter(&mut control, settings, ttl)).await?;
-        let mut lanes = Lanes::default();
-        for row in owned {
-            lanes.add(row, 0);
-        }
-        Ok(Self {
+        let mut session = Self {
             settings,
             publisher,
             wake,
             status,
             control,
-            reader: Reader::new(reader),
+            source: Poll::new(settings.instance, reader, &settings.config),
             lease: Lease::new(ttl, sent, mark),
-            lanes,
+            lanes: Lanes::default(),
             window: Window::default(),
             spans: Spans::new(),
-            pace: Pace::new(&settings.config),
             care: Care::default(),
-            poll_mark: mark,
-            round: 1,
+            held: Held::default(),
+            attempts: Attempts::default(),
             flushed_round: 0,
             draining: false,
             write_at: sent + ttl / 3,
             reports: Vec::new(),
             last_movement: Instant::now(),
             last_warning: None,
-        })
+        };
+        session.take_over(owned);
+        Ok(session)
     }
+}
 
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Relays until shutdown or an error.
     pub(super) async fn run(&mut self, shutdown: &CancellationToken, drain: Duration) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
@@ -116,7 +114,8 @@ impl<'a, P: Publisher> Session<'a, P> {
         tokio::pin!(deadline);
         loop {
             self.run_once().await?;
-            if self.window.pages.is_empty() {
+            // While the relay is paused, what is not enqueued stays.
+            if self.window.pages.is_empty() || self.held.paused.is_some() && self.window.enqueued == 0 {
                 break;
             }
             tokio::select! {
@@ -131,9 +130,10 @@ impl<'a, P: Publisher> Session<'a, P> {
     pub(super) async fn run_once(&mut self) -> Result<(), Error> {
         self.settle().await?;
         self.keep_lease().await?;
-        self.take_answer().await?;
+        self.take_batch().await?;
+        self.drain_held().await?;
         self.ask();
-        self.send().await;
+        self.send().await?;
         self.report();
         Ok(())
     }
@@ -146,8 +146,8 @@ impl<'a, P: Publisher> Session<'a, P> {
         let next = self.next_deadline();
         tokio::select! {
             () = self.publisher.changed() => {}
-            () = self.reader.done(), if !self.draining => {}
-            () = self.wake.woken(), if !self.draining => self.pace.wake(),
+            () = self.source.done(), if !self.draining => {}
+            () = self.wake.woken(), if !self.draining => self.source.wake(),
             () = tokio::time::sleep_until(next.into()) => {}
         }
     }
@@ -157,17 +157,22 @@ impl<'a, P: Publisher> Session<'a, P> {
         if !self.draining {
             next = next.min(self.lease.share_at);
         }
-        if !self.draining && self.reader.is_free() && self.lanes.any_idle() && self.has_room() {
-            next = next.min(self.pace.next_poll);
+        if !self.draining
+            && self.has_room()
+            && let Some(next_read) = self.source.next_read(&self.lanes)
+        {
+            next = next.min(next_read);
         }
         if let Some(resend_at) = self.care.resend_at {
             next = next.min(resend_at);
         }
-        for (_, lane) in self.lanes.iter() {
-            if let State::Stopped { retry_at } = lane.state {
-                // Not before what was read of it is gone; that is told by the publisher.
-                next = next.min(retry_at.max(Instant::now() + Duration::from_millis(10)));
-            }
+        if !self.draining
+            && self.held.paused.is_none()
+            && !self.window.drains()
+            && self.has_room()
+            && let Some(next_drain) = self.held.next_drain(Instant::now())
+        {
+            next = next.min(next_drain);
         }
         next
     }

@@ -1,17 +1,17 @@
-//! Faults: finds the record that cannot be published, stops its lane before it, and sends everything else again.
+//! Faults: finds the record that cannot be published, has it held, and sends everything else again.
 //!
 //! A failed record stops the producer, so that none behind it passes. The producer is closed, and what it had not got
 //! acknowledged is enqueued with a new one, in order. Kafka rejects records by the batch: when several were rejected
-//! together, fewer are let out at a time, by halves, until the one at fault is alone. It deliberately gives up no
-//! event: a stopped lane is tried again.
+//! together, fewer are let out at a time, by halves, until the one at fault is alone. It deliberately does not know what
+//! waits behind a held event: `held` does.
 
 use std::time::{Duration, Instant};
 
-use super::Session;
+use super::{Session, held::Failure};
 use crate::relay::{
-    lane::State,
+    Error,
     publisher::{Fault, Publisher},
-    status::StoppedLane,
+    source::Source,
 };
 
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -54,10 +54,14 @@ impl Care {
     }
 }
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Closes the publisher, finds the records at fault among all that it reports, and has the rest sent again.
     /// `own` is the publisher's own fault, when it is known already.
-    pub(super) async fn recover(&mut self, mut faults: Vec<(usize, Fault)>, mut own: Option<String>) {
+    pub(super) async fn recover(
+        &mut self,
+        mut faults: Vec<(usize, Fault)>,
+        mut own: Option<String>,
+    ) -> Result<(), Error> {
         for report in self.publisher.reset().await {
             self.take_report(report, &mut faults);
         }
@@ -66,8 +70,9 @@ impl<P: Publisher> Session<'_, P> {
         let (mut rejected, mut of_topics) = (Vec::new(), Vec::new());
         for (token, fault) in faults {
             match fault {
-                Fault::Record(reason) => rejected.push((token, reason)),
-                Fault::Topic(reason) => of_topics.push((token, reason)),
+                Fault::Record(reason) => rejected.push((token, Failure::Record(reason))),
+                Fault::Unclear(reason) => rejected.push((token, Failure::Unclear(reason))),
+                Fault::Topic(reason) => of_topics.push((token, Failure::Topic(reason))),
                 Fault::Publisher(reason) => own = Some(reason),
             }
         }
@@ -78,60 +83,29 @@ impl<P: Publisher> Session<'_, P> {
             tracing::warn!(reason, "the publisher has failed; it is made anew and what it had is sent again");
             self.care.back_off(Instant::now());
         }
-        for (token, reason) in of_topics {
-            self.stop_lane(token, &reason);
+        for (token, failure) in of_topics {
+            self.set_aside(token, &failure).await?;
         }
-        self.suspect(&rejected);
+        self.suspect(&rejected).await
     }
 
-    fn suspect(&mut self, rejected: &[(usize, String)]) {
+    async fn suspect(&mut self, rejected: &[(usize, Failure)]) -> Result<(), Error> {
         match rejected {
             [] => {}
-            [(token, reason)] => self.stop_lane(*token, reason),
-            [_, .., (last, reason)] => {
+            [(token, failure)] => self.set_aside(*token, failure).await?,
+            [_, .., (last, failure)] => {
                 let together = self.care.in_flight_max.map_or(rejected.len(), |max| max.min(rejected.len()));
                 let in_flight_max = (together / 2).max(1);
                 tracing::warn!(
                     records = rejected.len(),
                     in_flight_max,
-                    reason,
+                    ?failure,
                     "kafka rejected records together; they are sent again, fewer at a time"
                 );
                 self.care.in_flight_max = Some(in_flight_max);
                 self.care.suspects_end = self.care.suspects_end.max(*last);
             }
         }
-    }
-
-    /// Stops the lane of an event right before it. Lanes already stopped before it stay as they are.
-    pub(super) fn stop_lane(&mut self, token: usize, reason: &str) {
-        let Some((row, lane)) = self.window.row(token).and_then(|r| Some((r, self.lanes.get_mut(r.lane())?))) else {
-            return;
-        };
-        if matches!(lane.state, State::Stopped { .. }) {
-            return;
-        }
-        let number = row.lane();
-        let stopped = match row.event() {
-            Ok(event) => {
-                StoppedLane { lane: number, event_id: event.id, topic: event.topic.to_owned(), reason: reason.into() }
-            }
-            Err(_) => {
-                StoppedLane { lane: number, event_id: uuid::Uuid::nil(), topic: String::new(), reason: reason.into() }
-            }
-        };
-        tracing::error!(
-            lane = number,
-            event_id = %stopped.event_id,
-            topic = stopped.topic,
-            position = row.position(),
-            reason,
-            "an event cannot be published; its lane stops before it and is tried again"
-        );
-        let retry_after = Duration::from_millis(self.settings.config.stopped_lane_retry_ms);
-        lane.state = State::Stopped { retry_at: Instant::now() + retry_after };
-        lane.failed_at = Some(stopped);
-        self.window.stop(token);
-        self.spans.failed(token, reason);
+        Ok(())
     }
 }

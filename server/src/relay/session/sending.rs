@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use super::Session;
+use super::{Session, held::Failure};
 use crate::{
     relay::{
+        Error,
         publisher::{Publisher, Record, Refusal, Topic},
+        source::Source,
         trace::Spans,
         window::Mark,
     },
@@ -25,28 +27,30 @@ enum Pause {
     Failed(String),
 }
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Enqueues what it can.
-    pub(super) async fn send(&mut self) {
+    pub(super) async fn send(&mut self) -> Result<(), Error> {
         self.care.more_to_send = false;
-        if self.care.must_wait(Instant::now()) {
-            return;
+        if self.held.paused.is_some() || self.care.must_wait(Instant::now()) {
+            return Ok(());
         }
+        self.start_attempt().await?;
         let mut refused = Vec::new();
         match self.enqueue(&mut refused) {
             Pause::Nothing => {}
             Pause::Burst => self.care.more_to_send = true,
-            Pause::Failed(reason) => self.recover(Vec::new(), Some(reason)).await,
+            Pause::Failed(reason) => self.recover(Vec::new(), Some(reason)).await?,
         }
-        // What is given up may be all that a page waited for.
+        // What is held may be all that a page waited for.
         self.care.more_to_send |= !refused.is_empty();
-        for (token, reason) in refused {
-            self.stop_lane(token, &reason);
+        for (token, failure) in refused {
+            self.set_aside(token, &failure).await?;
         }
+        Ok(())
     }
 
-    /// Collects events that can never be sent; their lanes are passed over.
-    fn enqueue(&mut self, refused: &mut Vec<(usize, String)>) -> Pause {
+    /// Collects events that cannot be sent; their lanes are passed over.
+    fn enqueue(&mut self, refused: &mut Vec<(usize, Failure)>) -> Pause {
         let mut passed_over = BTreeSet::new();
         let mut burst = 0;
         for page in &mut self.window.pages {
@@ -66,7 +70,11 @@ impl<P: Publisher> Session<'_, P> {
                         return Pause::Nothing;
                     }
                     let token = page.token(index);
-                    match offer(self.publisher, &mut self.spans, row, token) {
+                    let offered = match self.attempts.admit(row.lane(), token) {
+                        true => offer(self.publisher, &mut self.spans, row, token),
+                        false => Ok(false),
+                    };
+                    match offered {
                         Ok(true) => {
                             page.marks[index] = Mark::Enqueued;
                             self.window.enqueued += 1;
@@ -78,7 +86,11 @@ impl<P: Publisher> Session<'_, P> {
                         Err(Refusal::Full) => return Pause::Nothing,
                         Err(Refusal::Record(reason)) => {
                             passed_over.insert(row.lane());
-                            refused.push((token, reason));
+                            refused.push((token, Failure::Record(reason)));
+                        }
+                        Err(Refusal::Topic(reason)) => {
+                            passed_over.insert(row.lane());
+                            refused.push((token, Failure::Topic(reason)));
                         }
                         Err(Refusal::Publisher(reason)) => return Pause::Failed(reason),
                     }
@@ -102,7 +114,7 @@ fn offer<P: Publisher>(publisher: &mut P, spans: &mut Spans, row: &Row, token: u
     match publisher.topic(event.topic) {
         Topic::Ready => {}
         Topic::Asking => return Ok(false),
-        Topic::Missing(reason) => return Err(Refusal::Record(reason)),
+        Topic::Missing(reason) => return Err(Refusal::Topic(reason)),
     }
     publisher.enqueue(&Record { event: &event }, token)?;
     spans.enqueued(token, &event);

@@ -1,18 +1,19 @@
 //! Settling: takes the publisher's reports, and writes down how far each lane has come.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{Session, within};
 use crate::{
+    model::delivery,
     relay::{
         Error, Status,
-        lane::Unwritten,
         publisher::{Fault, Publisher, Report},
+        source::{Source, Unwritten},
+        window::Finished,
     },
-    store::relay::progress,
 };
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Takes reports, settles pages and writes the progress of lanes that had events in them.
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
         let mut reports = std::mem::take(&mut self.reports);
@@ -23,13 +24,23 @@ impl<P: Publisher> Session<'_, P> {
         }
         self.reports = reports;
         if !faults.is_empty() {
-            self.recover(faults, None).await;
+            self.recover(faults, None).await?;
         }
-        for settled in self.window.settle() {
-            self.lanes.settle(settled.lane, &settled.to, settled.unwritten);
+        let (mut deliveries, mut passed) = (Vec::new(), BTreeSet::new());
+        for (page, delivered) in self.window.settle() {
+            match page {
+                Finished::Read(page) => {
+                    self.source.settle(&page);
+                    deliveries.extend(delivered);
+                    passed.extend(page.lanes.iter().filter(|lane| page.events_of(**lane) > 0));
+                }
+                Finished::Drained(drained) => self.end_drain(drained, delivered).await?,
+            }
         }
         self.spans.forget_before(self.window.first_token());
-        self.write(Unwritten::Events).await
+        self.write(Unwritten::Events, deliveries).await?;
+        let passed = self.attempts.first_passes(passed.into_iter());
+        self.passed(passed).await
     }
 
     /// Acknowledged events are done; the others are collected, none is passed.
@@ -40,33 +51,31 @@ impl<P: Publisher> Session<'_, P> {
                 self.last_movement = Instant::now();
                 self.care.acknowledged(token);
                 self.spans.acknowledged(token, place);
-                self.window.acknowledge(token);
+                self.window.acknowledge(token, place);
             }
             Err(fault) => faults.push((token, fault)),
         }
     }
 
-    /// Writes the progress of lanes that are ahead of the table by at least this much. A lane that another relay has
-    /// claimed is dropped.
-    pub(super) async fn write(&mut self, at_least: Unwritten) -> Result<(), Error> {
-        let rows = self.lanes.unwritten(at_least);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let written =
-            within(self.patience(), progress::write(&mut self.control, self.settings.instance, &rows)).await?;
-        for row in &rows {
-            if written.contains(&row.lane) {
-                self.lanes.written(row.lane);
-            } else {
-                tracing::warn!(lane = row.lane, epoch = row.epoch, "another relay has the lane, it is dropped");
-                self.lanes.remove(row.lane);
-                self.window.forget(row.lane);
-            }
+    /// Writes the progress of lanes that are ahead of the table by at least this much, with where events went. A lane
+    /// that another relay has claimed is dropped.
+    pub(super) async fn write(&mut self, at_least: Unwritten, deliveries: Vec<delivery::Batch>) -> Result<(), Error> {
+        let patience = self.patience();
+        let writing = self.source.write(&mut self.control, &self.lanes, at_least, deliveries);
+        for lane in within(patience, writing).await? {
+            self.drop_lane(lane);
         }
         if at_least == Unwritten::Events {
             self.status.send_modify(|s: &mut Status| s.last_settled = Some(Instant::now()));
         }
         Ok(())
+    }
+
+    /// Another relay has claimed a lane.
+    pub(super) fn drop_lane(&mut self, lane: i16) {
+        tracing::warn!(lane, epoch = self.lanes.epoch(lane), "another relay has the lane, it is dropped");
+        self.lanes.remove(lane);
+        self.source.lost(lane);
+        self.window.forget(lane);
     }
 }

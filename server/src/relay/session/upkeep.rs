@@ -6,17 +6,18 @@ use super::{Session, within};
 use crate::{
     relay::{
         Error, Status,
-        lane::{State, Unwritten},
+        lane::State,
         publisher::Publisher,
+        source::{Source, Unwritten},
     },
-    store::relay::lease,
+    store::relay::{lease, progress::LaneRow},
 };
 
 /// Kafka is given this long before it is said that it does not answer, and this long between two such lines.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
-impl<P: Publisher> Session<'_, P> {
+impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// How long the database may take to answer about leases and progress.
     pub(super) fn patience(&self) -> Duration {
         Duration::from_millis(self.settings.config.lease_ttl_ms)
@@ -29,22 +30,19 @@ impl<P: Publisher> Session<'_, P> {
         }
         if Instant::now() >= self.write_at {
             self.write_at = Instant::now() + self.patience() / 3;
-            self.write(Unwritten::Empty).await?;
+            self.write(Unwritten::Empty, Vec::new()).await?;
         }
         if Instant::now() >= self.lease.share_at && !self.draining {
             self.take_share().await?;
             self.give_surplus().await?;
-        }
-        let window = &self.window;
-        for lane in self.lanes.retry(Instant::now(), |lane| window.holds(lane)) {
-            tracing::info!(lane, "a stopped lane is tried again");
+            self.look().await?;
         }
         Ok(())
     }
 
     /// Renews the lease with a durable commit: what any snapshot taken before has seen is flushed after it.
     pub(super) async fn renew(&mut self) -> Result<(), Error> {
-        let (sent, round) = (Instant::now(), self.round);
+        let (sent, round) = (Instant::now(), self.source.round());
         let ttl = self.patience();
         let renewal = lease::renew(&mut self.control, self.settings.instance, ttl);
         let mark = within(ttl, renewal).await?.ok_or(Error::LeaseLost)?;
@@ -59,9 +57,7 @@ impl<P: Publisher> Session<'_, P> {
         if !share.claimed.is_empty() {
             tracing::info!(lanes = share.claimed.len(), "lanes claimed");
         }
-        for row in share.claimed {
-            self.lanes.add(row, self.pace.polls + 1);
-        }
+        self.take_over(share.claimed);
         let leaving = self.lanes.iter().filter(|(_, l)| matches!(l.state, State::Leaving { .. })).count();
         let now = Instant::now();
         let stay = self.lanes.iter().rev().filter(|(_, l)| !matches!(l.state, State::Leaving { .. }));
@@ -72,6 +68,14 @@ impl<P: Publisher> Session<'_, P> {
             }
         }
         Ok(())
+    }
+
+    /// Begins to relay claimed lanes.
+    pub(super) fn take_over(&mut self, claimed: Vec<LaneRow>) {
+        for row in claimed {
+            self.lanes.add(row.lane, row.epoch);
+            self.source.claimed(row);
+        }
     }
 
     /// Gives up the lanes that are to leave and have nothing under way, or have waited for a lease's length: their next
@@ -86,11 +90,12 @@ impl<P: Publisher> Session<'_, P> {
         if leaving.is_empty() {
             return Ok(());
         }
-        self.write(Unwritten::Empty).await?;
+        self.write(Unwritten::Empty, Vec::new()).await?;
         within(patience, lease::release(&mut self.control, self.settings.instance, &leaving)).await?;
         tracing::info!(lanes = leaving.len(), "lanes released");
         for lane in leaving {
             self.window.forget(lane);
+            self.source.lost(lane);
             self.lanes.remove(lane);
         }
         Ok(())
@@ -99,7 +104,9 @@ impl<P: Publisher> Session<'_, P> {
     /// Writes what is settled and gives everything back.
     pub(super) async fn leave(&mut self) -> Result<(), Error> {
         self.settle().await?;
-        self.write(Unwritten::Empty).await?;
+        // The process ends by itself: what is under way was not its end.
+        self.take_back_attempt(Duration::ZERO).await?;
+        self.write(Unwritten::Empty, Vec::new()).await?;
         within(self.patience(), lease::leave(&mut self.control, self.settings.instance)).await?;
         tracing::info!(abandoned = self.window.events(), "the relay has left");
         Ok(())
@@ -116,7 +123,6 @@ impl<P: Publisher> Session<'_, P> {
             let stalled_s = (now - self.last_movement).as_secs();
             tracing::warn!(in_flight = self.window.events(), stalled_s, "kafka acknowledges nothing; the relay waits");
         }
-        let stopped: Vec<_> = self.lanes.iter().filter_map(|(_, l)| l.failed_at.as_ref()).collect();
         let (owned, in_flight) = (self.lanes.len(), self.window.events());
         let kafka_reachable = self.publisher.reachable();
         self.status.send_if_modified(|status| {
@@ -124,12 +130,14 @@ impl<P: Publisher> Session<'_, P> {
                 || status.lanes_owned != owned
                 || status.in_flight != in_flight
                 || status.kafka_reachable != kafka_reachable
-                || !status.lanes_stopped.iter().eq(stopped.iter().copied());
+                || status.held != self.held.count
+                || status.paused != self.held.paused;
             if changed {
                 *status = Status {
                     connected: true,
                     lanes_owned: owned,
-                    lanes_stopped: stopped.iter().copied().cloned().collect(),
+                    held: self.held.count,
+                    paused: self.held.paused.clone(),
                     in_flight,
                     kafka_reachable,
                     last_error: None,

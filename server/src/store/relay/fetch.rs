@@ -83,8 +83,9 @@ pub async fn page(connection: &mut PgConnection, request: &Request) -> sqlx::Res
     Ok(Page { rows, complete })
 }
 
-const COLUMNS: &str = "position, lane, id, topic, key, source, type, subject, data, content_type, headers, time, \
-                       traceparent, tracestate";
+/// In the order that `row` reads them.
+pub(super) const COLUMNS: &str = "position, lane, id, namespace, topic, key, source, type, subject, data, content_type, \
+                                  headers, time, traceparent, tracestate";
 
 fn statement(request: &Request) -> Option<String> {
     let Progress::Draining { base, target, position } = &request.from else { return None };
@@ -119,7 +120,7 @@ fn statement(request: &Request) -> Option<String> {
     ))
 }
 
-fn list<N: std::fmt::Display>(numbers: impl IntoIterator<Item = N>) -> String {
+pub(super) fn list<N: std::fmt::Display>(numbers: impl IntoIterator<Item = N>) -> String {
     let mut list = String::new();
     for number in numbers {
         if !list.is_empty() {

@@ -2,14 +2,17 @@
 //!
 //! One row per running relay in `outbox.relays`; its lanes carry its instance in `outbox.progress`. Time is the
 //! database's. Claiming a lane raises its epoch, so that a former owner's late write fails. Releasing is either
-//! explicit or done by whoever finds the owner's row expired.
+//! explicit or done by whoever finds the owner's row expired; only then does the next claim count as one after a death.
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, postgres::types::PgInterval};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::progress::{self, LaneRow};
+use super::{
+    interval,
+    progress::{self, LaneRow},
+};
 
 /// A point that a renewal marks: every transaction with an id above `xid` took all its positions above `floor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +108,7 @@ pub async fn share(connection: &mut PgConnection, instance: Uuid) -> sqlx::Resul
 
 async fn claim(connection: &mut PgConnection, instance: Uuid, lanes: i64) -> sqlx::Result<Vec<LaneRow>> {
     let rows = sqlx::query(
-        "update outbox.progress set owner = $1, epoch = epoch + 1
+        "update outbox.progress set owner = $1, epoch = epoch + 1, claims = claims + 1
          where lane in (select lane from outbox.progress where owner is null order by lane limit $2 for update)
          returning lane, epoch, snapshot::text, floor, target::text, target_floor, position",
     )
@@ -121,23 +124,20 @@ async fn claim(connection: &mut PgConnection, instance: Uuid, lanes: i64) -> sql
 /// # Errors
 /// When the statement fails.
 pub async fn release(connection: &mut PgConnection, instance: Uuid, lanes: &[i16]) -> sqlx::Result<()> {
-    sqlx::query("update outbox.progress set owner = null where lane = any($2) and owner = $1")
-        .bind(instance)
-        .bind(lanes)
-        .execute(connection)
-        .await?;
+    // What is given back was not lost: the claim does not count.
+    let release = "update outbox.progress set owner = null, claims = greatest(claims - 1, 0)
+                   where lane = any($2) and owner = $1";
+    sqlx::query(release).bind(instance).bind(lanes).execute(connection).await?;
     Ok(())
 }
 
-/// Removes the relay, and with it its hold on every lane.
+/// Gives every lane back and removes the relay.
 ///
 /// # Errors
-/// When the statement fails.
+/// When a statement fails.
 pub async fn leave(connection: &mut PgConnection, instance: Uuid) -> sqlx::Result<()> {
+    let release = "update outbox.progress set owner = null, claims = greatest(claims - 1, 0) where owner = $1";
+    sqlx::query(release).bind(instance).execute(&mut *connection).await?;
     sqlx::query("delete from outbox.relays where instance = $1").bind(instance).execute(connection).await?;
     Ok(())
-}
-
-fn interval(duration: Duration) -> PgInterval {
-    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }

@@ -3,15 +3,21 @@
 //! Each function is one statement of one purpose on a connection that the relay holds. A statement that fails leaves
 //! the caller to throw the connection and everything it remembers away. Nothing here decides what to do next.
 
+pub mod attempt;
+pub mod delivery;
 pub mod fetch;
+pub mod held;
 pub mod identity;
 pub mod lease;
 pub mod progress;
 pub mod row;
 
-use std::str::FromStr as _;
+use std::{str::FromStr as _, time::Duration};
 
-use sqlx::{Connection as _, Executor as _, postgres::PgConnectOptions};
+use sqlx::{
+    Connection as _, Executor as _,
+    postgres::{PgConnectOptions, types::PgInterval},
+};
 
 /// The relay's connection.
 pub use sqlx::PgConnection as Connection;
@@ -36,4 +42,8 @@ pub async fn connect(url: &str) -> Result<Connection, Error> {
 /// A row that does not have the shape its statement asks for.
 pub(crate) fn decode_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Decode(Box::new(error))
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }

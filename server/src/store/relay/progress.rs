@@ -5,7 +5,9 @@
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
+use super::delivery;
 use crate::model::{
+    delivery::Batch,
     progress::{Base, Progress},
     snapshot::Snapshot,
 };
@@ -19,37 +21,54 @@ pub struct LaneRow {
     pub epoch: i64,
     /// What is settled.
     pub progress: Progress,
+    /// Events settled since this was last written.
+    pub settled: i64,
 }
 
-/// Writes the lanes' progress, durably, and returns those that are still the relay's; the others are unchanged.
+/// Writes the lanes' progress, durably, and with it where the events went. Returns the lanes that are still the
+/// relay's; the others are unchanged.
 ///
 /// # Errors
 /// When the statement fails. It may then have been applied or not.
-pub async fn write(connection: &mut PgConnection, instance: Uuid, lanes: &[LaneRow]) -> sqlx::Result<Vec<i16>> {
+pub async fn write(
+    connection: &mut PgConnection,
+    instance: Uuid,
+    lanes: &[LaneRow],
+    deliveries: Vec<Batch>,
+) -> sqlx::Result<Vec<i16>> {
+    let deliveries: delivery::Columns = deliveries.into_iter().collect();
     let mut columns = Columns::default();
     for lane in lanes {
         columns.push(lane);
     }
-    sqlx::query_scalar(
-        "update outbox.progress p
+    let statement = format!(
+        "with {}
+         update outbox.progress p
          set snapshot = u.snapshot::pg_snapshot, floor = u.floor, target = u.target::pg_snapshot,
-             target_floor = u.target_floor, position = u.position, updated_at = clock_timestamp()
-         from unnest($2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::bigint[])
-             as u (lane, epoch, snapshot, floor, target, target_floor, position)
+             target_floor = u.target_floor, position = u.position, settled = p.settled + u.settled,
+             updated_at = clock_timestamp()
+         from unnest($7::smallint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[], $12::bigint[],
+                     $13::bigint[], $14::bigint[])
+             as u (lane, epoch, snapshot, floor, target, target_floor, position, settled)
          where p.lane = u.lane
-           and p.owner = $1 and p.epoch = u.epoch
+           and p.owner = $6 and p.epoch = u.epoch
          returning p.lane",
-    )
-    .bind(instance)
-    .bind(&columns.lane)
-    .bind(&columns.epoch)
-    .bind(&columns.snapshot)
-    .bind(&columns.floor)
-    .bind(&columns.target)
-    .bind(&columns.target_floor)
-    .bind(&columns.position)
-    .fetch_all(connection)
-    .await
+        delivery::INSERT
+    );
+    let rows = deliveries
+        .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
+        .bind(instance)
+        .bind(&columns.lane)
+        .bind(&columns.epoch)
+        .bind(&columns.snapshot)
+        .bind(&columns.floor)
+        .bind(&columns.target)
+        .bind(&columns.target_floor)
+        .bind(&columns.position)
+        .bind(&columns.settled)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(|row| row.try_get("lane")).collect()
 }
 
 #[derive(Default)]
@@ -61,6 +80,7 @@ struct Columns<'a> {
     target: Vec<Option<&'a str>>,
     target_floor: Vec<Option<i64>>,
     position: Vec<Option<i64>>,
+    settled: Vec<i64>,
 }
 
 impl<'a> Columns<'a> {
@@ -76,6 +96,7 @@ impl<'a> Columns<'a> {
         self.target.push(target.map(|t| t.seen.as_str()));
         self.target_floor.push(target.map(|t| t.floor));
         self.position.push(position);
+        self.settled.push(row.settled);
     }
 }
 
@@ -91,5 +112,5 @@ pub(super) fn lane_row(row: &PgRow) -> sqlx::Result<LaneRow> {
             position: row.try_get("position")?,
         },
     };
-    Ok(LaneRow { lane: row.try_get("lane")?, epoch: row.try_get("epoch")?, progress })
+    Ok(LaneRow { lane: row.try_get("lane")?, epoch: row.try_get("epoch")?, progress, settled: 0 })
 }

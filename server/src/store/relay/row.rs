@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_LEN: usize = SIGNATURE.len() + 8;
-const COLUMNS: i16 = 14;
+const COLUMNS: i16 = 15;
+/// The places of key and payload among them.
+const SIZED: [i16; 2] = [5, 9];
 /// Microseconds from the Unix epoch to Postgres's, 2000-01-01.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
@@ -34,6 +36,8 @@ pub struct Row {
 pub struct Event<'a> {
     /// UUIDv7.
     pub id: Uuid,
+    /// Tenant.
+    pub namespace: &'a str,
     /// Kafka topic.
     pub topic: &'a str,
     /// Kafka key.
@@ -82,7 +86,7 @@ impl Row {
         fields.required()?;
         fields.required()?;
         let id = Uuid::from_slice(fields.required()?).map_err(|_| Malformed("the id is not 16 bytes"))?;
-        let (topic, key) = (fields.required_text()?, fields.next()?);
+        let (namespace, topic, key) = (fields.required_text()?, fields.required_text()?, fields.next()?);
         let (source, event_type, subject) = (fields.required_text()?, fields.required_text()?, fields.text()?);
         let (data, content_type, headers) = (fields.next()?, fields.text()?, fields.next()?);
         let micros = i64::from_be_bytes(fixed(fields.required()?)?);
@@ -91,6 +95,7 @@ impl Row {
         let (traceparent, tracestate) = (fields.text()?, fields.text()?);
         Ok(Event {
             id,
+            namespace,
             topic,
             key,
             source,
@@ -123,7 +128,7 @@ impl Row {
             if rest.len() < len {
                 return Ok(None);
             }
-            if [4, 8].contains(&column) {
+            if SIZED.contains(&column) {
                 size += len;
             }
             rest = &rest[len..];
@@ -143,17 +148,26 @@ impl Event<'_> {
     /// # Errors
     /// [`Malformed`] when they are no JSON object.
     pub fn headers(&self) -> Result<BTreeMap<String, String>, Malformed> {
-        let Some(jsonb) = self.headers else { return Ok(BTreeMap::new()) };
-        let Some((1, json)) = jsonb.split_first() else {
-            return Err(Malformed("the headers are in another version of jsonb"));
-        };
+        let Some(json) = self.headers_json()? else { return Ok(BTreeMap::new()) };
         let headers: BTreeMap<String, serde_json::Value> =
-            serde_json::from_slice(json).map_err(|_| Malformed("the headers are not a JSON object"))?;
+            serde_json::from_str(json).map_err(|_| Malformed("the headers are not a JSON object"))?;
         let text = |value| match value {
             serde_json::Value::String(text) => text,
             other => other.to_string(),
         };
         Ok(headers.into_iter().map(|(name, value)| (name, text(value))).collect())
+    }
+
+    /// The same as the text of a JSON object.
+    ///
+    /// # Errors
+    /// [`Malformed`] when they cannot be read.
+    pub fn headers_json(&self) -> Result<Option<&str>, Malformed> {
+        let Some(jsonb) = self.headers else { return Ok(None) };
+        match jsonb.split_first() {
+            Some((1, json)) => std::str::from_utf8(json).map(Some).map_err(|_| Malformed("the headers are not UTF-8")),
+            _ => Err(Malformed("the headers are in another version of jsonb")),
+        }
     }
 }
 
@@ -240,10 +254,11 @@ mod tests {
             bytes.extend(COLUMNS.to_be_bytes());
             let (time, id) = (0i64.to_be_bytes(), Uuid::nil());
             let (position, lane) = (position.to_be_bytes(), lane.to_be_bytes());
-            let columns: [Option<&[u8]>; 14] = [
+            let columns: [Option<&[u8]>; 15] = [
                 Some(&position),
                 Some(&lane),
                 Some(id.as_bytes()),
+                Some(b"default"),
                 Some(b"topic"),
                 Some(b"key"),
                 Some(b"source"),

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) missing: HashSet<String>,
     /// Stops the calling thread in front of this record, once.
     pub(crate) pause_before: Option<Uuid>,
+    /// The relay dies in front of this record: its task panics.
+    pub(crate) die_before: Option<Uuid>,
     /// Whether it stands there.
     pub(crate) paused: bool,
     /// Everything that was handed over.
@@ -93,8 +95,9 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
             }
             plan.paused = false;
         }
-        let fault = plan.fail.get(&id).cloned();
+        let (fault, dies) = (plan.fail.get(&id).cloned(), plan.die_before == Some(id));
         drop(plan);
+        assert!(!dies, "the relay dies, for the test");
         match fault {
             _ if self.failed => self.fail(token, Fault::Publisher("a record before it failed".into())),
             Some(fault) => self.fail(token, fault),

@@ -9,7 +9,7 @@ use outbox_harness::{eventually, kafka, postgres::Database};
 use outbox_server::{
     config,
     relay::{Error, Relay, Status, kafka::Kafka, publisher::Publisher},
-    store,
+    store::{self, held::Holds},
 };
 use rdkafka::message::{Message as _, OwnedMessage};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -61,6 +61,39 @@ impl Outbox {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut self.connect().await).await.expect("events can be stored");
     }
 
+    /// Stores one event, and returns its id.
+    pub(crate) async fn emit_to(&self, topic: &str, key: Option<&str>, data: &str) -> Uuid {
+        sqlx::query_scalar("select outbox.emit_bytes($1, 'test', convert_to($3, 'UTF8'), convert_to($2, 'UTF8'))")
+            .bind(topic)
+            .bind(key)
+            .bind(data)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .expect("the event is stored")
+    }
+
+    /// Held events in order of position: id and state.
+    pub(crate) async fn held(&self) -> Vec<(Uuid, String)> {
+        sqlx::query_as("select id, state from outbox.held_events order by position")
+            .fetch_all(&mut self.connect().await)
+            .await
+            .expect("held events can be read")
+    }
+
+    /// Waits until exactly these are held, in these states.
+    pub(crate) async fn until_held(&self, expected: &[(Uuid, &str)]) {
+        let expected: Vec<_> = expected.iter().map(|(id, state)| (*id, (*state).to_owned())).collect();
+        let found = async || (self.held().await == expected).then_some(());
+        eventually(&format!("these are held: {expected:?}"), PATIENCE, found).await;
+    }
+
+    /// The operators' access.
+    pub(crate) fn operator(&self) -> Holds {
+        let config = config::Config { database: self.database_config(), ..config::Config::default() };
+        let connector = store::session::Connector::new(&config.database).expect("the URL is right");
+        Holds::new(&store::event::Reader::new(&connector, &config))
+    }
+
     /// As many keys of a topic as asked for, no two in one lane: what stops one of them stops none of the others.
     pub(crate) async fn keys_in_different_lanes(&self, topic: &str, count: usize) -> Vec<String> {
         sqlx::query_scalar(
@@ -86,15 +119,6 @@ impl Outbox {
     /// How many stored events no progress has passed.
     pub(crate) async fn unsettled(&self) -> i64 {
         sqlx::query_scalar("select count(*) from outbox.events e where not outbox.is_settled(e)")
-            .fetch_one(&mut self.connect().await)
-            .await
-            .expect("events can be counted")
-    }
-
-    /// The same, in all lanes but one.
-    pub(crate) async fn unsettled_besides(&self, lane: i16) -> i64 {
-        sqlx::query_scalar("select count(*) from outbox.events e where lane <> $1 and not outbox.is_settled(e)")
-            .bind(lane)
             .fetch_one(&mut self.connect().await)
             .await
             .expect("events can be counted")
@@ -130,7 +154,7 @@ impl Outbox {
     }
 
     pub(crate) fn relay_config() -> config::Relay {
-        config::Relay { lease_ttl_ms: 1_500, stopped_lane_retry_ms: 300, ..config::Relay::default() }
+        config::Relay { lease_ttl_ms: 1_500, held_retry_ms: 300, ..config::Relay::default() }
     }
 
     pub(crate) fn database_config(&self) -> config::Database {
@@ -181,6 +205,11 @@ impl Running {
     pub(crate) async fn crash(self) {
         self.task.abort();
         assert!(self.task.await.expect_err("it is cut off").is_cancelled());
+    }
+
+    /// Whether it has ended, or died.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Waits until it ends by itself.

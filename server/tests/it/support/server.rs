@@ -5,7 +5,8 @@ use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
 use outbox_harness::{eventually, postgres::Database};
 use outbox_proto::v1::{
     command_service_client::CommandServiceClient, event_service_client::EventServiceClient,
-    outbox_service_client::OutboxServiceClient, state_service_client::StateServiceClient,
+    outbox_service_client::OutboxServiceClient, relay_service_client::RelayServiceClient,
+    state_service_client::StateServiceClient,
 };
 use outbox_server::{app, config::Config};
 use sqlx::{Executor as _, PgPool, postgres::PgPoolOptions};
@@ -156,6 +157,10 @@ impl Server {
 
     pub(crate) fn events(&self) -> EventServiceClient<Channel> {
         EventServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn relays(&self) -> RelayServiceClient<Channel> {
+        RelayServiceClient::new(self.channel.clone())
     }
 
     /// As SIGTERM would: asks the server to end, and waits until it has.

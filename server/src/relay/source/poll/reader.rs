@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::Error;
-use crate::store::relay::{
-    self as store, Connection,
-    fetch::{self, Now, Page, Request},
+use crate::{
+    relay::Error,
+    store::relay::{
+        self as store, Connection,
+        fetch::{self, Now, Page, Request},
+    },
 };
 
 /// No read takes this long unless the database hangs.

@@ -1,0 +1,149 @@
+//! The calls of `EventService` about held events.
+
+use outbox_proto::v1::{
+    DiscardRequest, DiscardResponse, HeldState, HoldTarget, ListHeldRequest, ListHeldResponse, ParkRequest,
+    ParkResponse, UnparkRequest, UnparkResponse, hold_target,
+};
+use tokio::time::Instant;
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{call, convert, event, page_token, status};
+use crate::{
+    commit::Violation,
+    config::{self, HeldPolicy},
+    store::held::{Discarded, Filter, Holds, Parked, Target},
+};
+
+const REASON_CHARS_MAX: usize = 1_000;
+
+pub(super) struct HeldCalls {
+    holds: Holds,
+    policies: config::Relay,
+}
+
+impl HeldCalls {
+    pub(super) fn new(holds: Holds, policies: config::Relay) -> Self {
+        Self { holds, policies }
+    }
+
+    pub(super) async fn list(&self, request: ListHeldRequest, deadline: Instant) -> Result<ListHeldResponse, Status> {
+        let digest = page_token::digest(&request);
+        let filter = filter(request, digest).map_err(status::invalid)?;
+        let mut found = call::within(deadline, self.holds.list(&filter)).await?;
+        let page = usize::try_from(filter.limit - 1).unwrap_or(usize::MAX);
+        let next = found.get(page).map(|held| held.id);
+        found.truncate(page);
+        Ok(ListHeldResponse {
+            events: found.into_iter().map(convert::held).collect(),
+            next_page_token: next.map(|id| page_token::encode(id.as_bytes(), digest)).unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn park(&self, request: ParkRequest, deadline: Instant) -> Result<ParkResponse, Status> {
+        let ParkRequest { target, reason } = request;
+        let mut faults = Vec::new();
+        check_reason(&reason, &mut faults);
+        let (namespace, target) = target_of(target, faults)?;
+        match target {
+            Target::Key { topic, key } => {
+                call::within(deadline, self.holds.park_key(&namespace, &topic, &key, &reason)).await?;
+            }
+            Target::Event(id) => {
+                let blocks = |topic: &str| self.policies.held_policy(topic) == HeldPolicy::BlockKey;
+                match call::within(deadline, self.holds.park_event(&namespace, id, blocks, &reason)).await? {
+                    Parked::Parked => {}
+                    Parked::Settled => return Err(status::event_settled(&id.to_string())),
+                    Parked::NotFound => return Err(status::event_not_found(&id.to_string())),
+                }
+            }
+        }
+        Ok(ParkResponse {})
+    }
+
+    pub(super) async fn unpark(&self, request: UnparkRequest, deadline: Instant) -> Result<UnparkResponse, Status> {
+        let (namespace, target) = target_of(request.target, Vec::new())?;
+        let events = call::within(deadline, self.holds.unpark(&namespace, &target)).await?;
+        match (events, target) {
+            (Some(events), _) => Ok(UnparkResponse { events }),
+            (None, Target::Event(id)) => Err(status::not_held(&format!("event {id}"))),
+            (None, Target::Key { topic, .. }) => Err(status::not_held(&format!("the key of topic {topic}"))),
+        }
+    }
+
+    pub(super) async fn discard(&self, request: DiscardRequest, deadline: Instant) -> Result<DiscardResponse, Status> {
+        let DiscardRequest { namespace, event_id, reason } = request;
+        let mut faults = Vec::new();
+        check_reason(&reason, &mut faults);
+        let id = Uuid::try_parse(&event_id).map_err(|_| faults.push(event::not_a_uuid("event_id", &event_id)));
+        let (Ok(id), true) = (id, faults.is_empty()) else { return Err(status::invalid(faults)) };
+        let namespace = call::namespace(namespace);
+        match call::within(deadline, self.holds.discard(&namespace, id, &reason)).await? {
+            Discarded::Discarded => {
+                tracing::warn!(%event_id, reason, "a held event is discarded");
+                Ok(DiscardResponse {})
+            }
+            Discarded::NotHeld => Err(status::not_held(&format!("event {event_id}"))),
+            Discarded::Busy => Err(status::hold_draining(&event_id)),
+        }
+    }
+}
+
+/// What operators say why.
+pub(super) fn check_reason(reason: &str, faults: &mut Vec<Violation>) {
+    let chars = reason.chars().count();
+    if !(1..=REASON_CHARS_MAX).contains(&chars) || reason.contains('\0') {
+        let description = format!("has {chars} characters; expected 1 to {REASON_CHARS_MAX}, none of them NUL");
+        faults.push(Violation { field: "reason".into(), description });
+    }
+}
+
+fn target_of(target: Option<HoldTarget>, mut faults: Vec<Violation>) -> Result<(String, Target), Status> {
+    let HoldTarget { namespace, target } = target.unwrap_or_default();
+    let target = match target {
+        None => {
+            faults
+                .push(Violation { field: "target".into(), description: "is empty: expected an event or a key".into() });
+            None
+        }
+        Some(hold_target::Target::EventId(id)) => {
+            let parsed = Uuid::try_parse(&id).ok();
+            if parsed.is_none() {
+                faults.push(event::not_a_uuid("target.event_id", &id));
+            }
+            parsed.map(Target::Event)
+        }
+        Some(hold_target::Target::Key(key)) => {
+            if key.topic.is_empty() || key.topic.contains('\0') {
+                let description = "is no topic's name".into();
+                faults.push(Violation { field: "target.key.topic".into(), description });
+            }
+            Some(Target::Key { topic: key.topic, key: key.key.into() })
+        }
+    };
+    match target {
+        Some(target) if faults.is_empty() => Ok((call::namespace(namespace), target)),
+        _ => Err(status::invalid(faults)),
+    }
+}
+
+fn filter(request: ListHeldRequest, digest: page_token::Digest) -> Result<Filter, Vec<Violation>> {
+    let state = match request.state() {
+        HeldState::Unspecified => None,
+        HeldState::Failed => Some("failed"),
+        HeldState::Behind => Some("behind"),
+        HeldState::Parked => Some("parked"),
+    };
+    let (page_size, from) = match (page_token::size(&request), page_token::id(&request, digest)) {
+        (Ok(page_size), Ok(from)) => (page_size, from),
+        (page_size, from) => return Err(page_size.err().into_iter().chain(from.err()).collect()),
+    };
+    Ok(Filter {
+        namespace: call::namespace(request.namespace),
+        topic: (!request.topic.is_empty()).then_some(request.topic),
+        key: request.key.map(Into::into),
+        state,
+        from,
+        limit: i64::try_from(page_size).unwrap_or(i64::MAX - 1) + 1,
+    })
+}

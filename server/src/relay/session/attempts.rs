@@ -1,0 +1,135 @@
+//! Attempts: finds the event that ends the process, by writing down each attempt before it begins.
+//!
+//! Only in lanes that were taken over again and again from relays that died, without progress in between: of all of them
+//! one event at a time is under way, so that no other is blamed. A row that a dead process has left names its event; too
+//! many of them, and the event is held. An attempt counts only against a broker that answers, and is taken back when the
+//! process has outlived it for a while: an outage of Kafka, and whoever restarts the process because of it, count for
+//! nothing. So does a clean stop.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{Session, held::Failure, within};
+use crate::{
+    relay::{
+        Error,
+        publisher::{Publisher, Topic},
+        source::Source,
+    },
+    store::relay::attempt,
+};
+
+/// What would have ended the process has done so by then.
+const OUTLIVED_AFTER: Duration = Duration::from_secs(5);
+
+/// The attempt under way, and where attempts are made.
+#[derive(Default)]
+pub(super) struct Attempts {
+    /// Lanes without progress since they were claimed.
+    claimed: BTreeSet<i16>,
+    /// Lanes to be sent with care.
+    careful: BTreeSet<i16>,
+    /// The last one.
+    last: Option<Attempt>,
+}
+
+struct Attempt {
+    token: usize,
+    id: Uuid,
+    since: Instant,
+    counted: bool,
+}
+
+impl Attempts {
+    /// What the table says.
+    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: Vec<i16>) {
+        self.claimed = claimed.into_iter().collect();
+        self.careful = careful.into_iter().collect();
+    }
+
+    /// Whether an event may be enqueued now.
+    pub(super) fn admit(&self, lane: i16, token: usize) -> bool {
+        !self.careful.contains(&lane) || self.last.as_ref().is_some_and(|attempt| attempt.token == token)
+    }
+
+    /// Of these lanes, those that have not passed an event since they were claimed.
+    pub(super) fn first_passes(&self, lanes: impl Iterator<Item = i16>) -> Vec<i16> {
+        lanes.filter(|lane| self.claimed.contains(lane)).collect()
+    }
+}
+
+impl<P: Publisher, S: Source> Session<'_, P, S> {
+    /// Begins the next attempt, once the one before has ended.
+    pub(super) async fn start_attempt(&mut self) -> Result<(), Error> {
+        if self.attempts.careful.is_empty() {
+            return Ok(());
+        }
+        if self.attempts.last.as_ref().is_some_and(|attempt| self.window.is_open(attempt.token)) {
+            return self.take_back_attempt(OUTLIVED_AFTER).await;
+        }
+        let Some((lane, token, id)) = self.next_attempt() else { return Ok(()) };
+        let owner = self.lanes.owner(self.settings.instance, [lane]);
+        let ended = self.attempts.last.as_ref().map(|attempt| attempt.id);
+        let patience = self.patience();
+        let started = within(patience, attempt::start(&mut self.control, &owner, id, ended)).await?;
+        let Some(attempts) = started else {
+            self.drop_lane(lane);
+            return Ok(());
+        };
+        self.attempts.last = Some(Attempt { token, id, since: Instant::now(), counted: true });
+        if u32::try_from(attempts).unwrap_or_default() > self.settings.config.attempts_max {
+            return self.set_aside(token, &Failure::Crashes(attempts - 1)).await;
+        }
+        if attempts > 1 {
+            tracing::warn!(lane, event_id = %id, attempts, "an event is tried again that a process died with");
+        }
+        Ok(())
+    }
+
+    /// The first event of a careful lane whose topic is known.
+    fn next_attempt(&mut self) -> Option<(i16, usize, Uuid)> {
+        let mut passed_over = BTreeSet::new();
+        for page in self.window.pages.iter().take_while(|page| page.round <= self.flushed_round) {
+            for (index, row) in page.rows.iter().enumerate() {
+                let lane = row.lane();
+                if !page.is_open(index) || !self.attempts.careful.contains(&lane) || !passed_over.insert(lane) {
+                    continue;
+                }
+                let Ok(event) = row.event() else { continue };
+                if self.publisher.topic(event.topic) != Topic::Asking {
+                    return Some((lane, page.token(index), event.id));
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes the attempt back that is under way when it has been for this long: the process has outlived it.
+    pub(super) async fn take_back_attempt(&mut self, after: Duration) -> Result<(), Error> {
+        let Some(attempt) = &mut self.attempts.last else { return Ok(()) };
+        if !attempt.counted || attempt.since.elapsed() < after {
+            return Ok(());
+        }
+        attempt.counted = false;
+        let taking = attempt::take_back(&mut self.control, attempt.id);
+        within(Duration::from_millis(self.settings.config.lease_ttl_ms), taking).await
+    }
+
+    /// Lanes have passed events, durably.
+    pub(super) async fn passed(&mut self, lanes: Vec<i16>) -> Result<(), Error> {
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        for lane in &lanes {
+            self.attempts.claimed.remove(lane);
+            self.attempts.careful.remove(lane);
+        }
+        let owner = self.lanes.owner(self.settings.instance, lanes);
+        let patience = self.patience();
+        within(patience, attempt::passed(&mut self.control, &owner)).await
+    }
+}

@@ -1,0 +1,151 @@
+//! What became of events: the steps behind `GetEvent` and `WaitPublished`.
+//!
+//! Where a published event went is found in the deliveries whose range of positions it lies in. It deliberately writes
+//! nothing: the steps are read off what the relay and operators have left.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{
+    Error,
+    event::{Reader, read, state},
+};
+use crate::model::{
+    delivery::{Batch, Delivered},
+    event::{EventState, Step},
+};
+
+/// Deliveries to look at for one event: those of its repeats, and those whose range of positions it only lies in.
+const DELIVERIES_MAX: i64 = 100;
+
+/// Where an event is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Whereabouts {
+    /// The event.
+    pub id: Uuid,
+    /// Where it is on its way.
+    pub state: EventState,
+    /// Where it was published first.
+    pub place: Option<Delivered>,
+    /// Why it is held, or was discarded.
+    pub reason: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Found {
+    id: Uuid,
+    position: i64,
+    state: String,
+    held_at: Option<DateTime<Utc>>,
+    held_reason: Option<String>,
+    discarded_at: Option<DateTime<Utc>>,
+    discard_reason: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Candidate {
+    position: i64,
+    delivered_at: DateTime<Utc>,
+    topics: Vec<String>,
+    places: Vec<u8>,
+}
+
+impl Reader {
+    /// Where events of a namespace are; those that are not stored are left out.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn whereabouts(&self, namespace: &str, ids: &[Uuid]) -> Result<Vec<Whereabouts>, Error> {
+        let found = self.found(namespace, ids).await?;
+        let deliveries = self.deliveries(&found).await?;
+        found.into_iter().map(|found| whereabouts(found, &deliveries).map_err(read)).collect()
+    }
+
+    /// What happened to an event, in order of time; nothing when it is not stored.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn history(&self, namespace: &str, id: Uuid) -> Result<Vec<Step>, Error> {
+        let Some(found) = self.found(namespace, &[id]).await?.into_iter().next() else { return Ok(Vec::new()) };
+        let deliveries = self.deliveries(std::slice::from_ref(&found)).await?;
+        let step = |state, time, place, reason| Step { state, time, place, reason };
+        let mut steps = vec![step(EventState::Pending, created(id), None, None)];
+        for (delivered, time) in deliveries {
+            steps.push(step(EventState::Published, time, Some(delivered), None));
+        }
+        if let Some(time) = found.held_at {
+            steps.push(step(EventState::Held, time, None, found.held_reason));
+        }
+        if let Some(time) = found.discarded_at {
+            steps.push(step(EventState::Discarded, time, None, found.discard_reason));
+        }
+        // The id's time may be the caller's; it comes first all the same.
+        steps[1..].sort_by_key(|step| step.time);
+        Ok(steps)
+    }
+
+    async fn found(&self, namespace: &str, ids: &[Uuid]) -> Result<Vec<Found>, Error> {
+        sqlx::query_as(
+            "select e.id, e.position, outbox.event_state(e) as state,
+                    coalesce(h.held_at, d.held_at) as held_at, coalesce(s.reason, d.held_reason) as held_reason,
+                    d.discarded_at, d.reason as discard_reason
+             from outbox.events e
+             left join outbox.held h on h.id = e.id
+             left join outbox.holds s on s.hold = h.hold
+             left join outbox.discarded d on d.id = e.id
+             where e.id = any($1) and e.namespace = $2",
+        )
+        .bind(ids)
+        .bind(namespace)
+        .fetch_all(self.pool())
+        .await
+        .map_err(read)
+    }
+
+    /// The places of events, the earliest first.
+    async fn deliveries(&self, found: &[Found]) -> Result<Vec<(Delivered, DateTime<Utc>)>, Error> {
+        let positions: Vec<i64> = found.iter().map(|found| found.position).collect();
+        let candidates = candidates(self.pool(), &positions).await.map_err(read)?;
+        let mut places = Vec::new();
+        for Candidate { position, delivered_at, topics, places: packed } in candidates {
+            let batch = Batch { topics, places: packed, ..Batch::default() };
+            let place = batch.find(position).map_err(|error| Error::Internal(error.into()))?;
+            places.extend(place.map(|place| (place, delivered_at)));
+        }
+        Ok(places)
+    }
+}
+
+async fn candidates(pool: &PgPool, positions: &[i64]) -> sqlx::Result<Vec<Candidate>> {
+    sqlx::query_as(
+        "select p.position, d.delivered_at, d.topics, d.places
+         from unnest($1::bigint[]) as p (position)
+         cross join lateral (
+            select d.delivered_at, d.topics, d.places from outbox.deliveries d
+            where d.positions @> p.position order by d.delivered_at limit $2
+         ) as d
+         order by d.delivered_at",
+    )
+    .bind(positions)
+    .bind(DELIVERIES_MAX)
+    .fetch_all(pool)
+    .await
+}
+
+fn whereabouts(found: Found, deliveries: &[(Delivered, DateTime<Utc>)]) -> sqlx::Result<Whereabouts> {
+    let place = deliveries.iter().find(|(place, _)| place.position == found.position).map(|(place, _)| place.clone());
+    let state = match state(&found.state)? {
+        // Kafka has it, although the snapshot that says so is written later.
+        EventState::Pending if place.is_some() => EventState::Published,
+        state => state,
+    };
+    let reason = found.discard_reason.or(found.held_reason);
+    Ok(Whereabouts { id: found.id, state, place, reason })
+}
+
+/// The time in a UUIDv7.
+fn created(id: Uuid) -> DateTime<Utc> {
+    let millis = id.as_u128() >> 80;
+    DateTime::from_timestamp_millis(i64::try_from(millis).unwrap_or_default()).unwrap_or_default()
+}

@@ -1,0 +1,293 @@
+//! What operators ask of the relays of all processes: how far behind they are, who owns what, what is held.
+//!
+//! Nothing here costs more than probes of indexes and a bounded scan of what is not settled: what would have to be
+//! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within
+//! a second is the first one again.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use sqlx::PgPool;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{
+    Error,
+    event::{Reader, read},
+};
+
+/// Events are counted this far.
+pub const COUNT_MAX: i64 = 10_000;
+/// How long a reading is good for everybody, and the least time between two that give a rate.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How the relays are.
+#[derive(Clone, Debug, Serialize)]
+pub struct Numbers {
+    /// Set while every relay is paused.
+    pub paused: Option<Paused>,
+    /// What is not settled.
+    pub unsettled: Unsettled,
+    /// What is held.
+    pub held: HeldCounts,
+    /// The relays that run.
+    pub instances: Vec<Instance>,
+    /// All lanes.
+    pub lanes: Vec<Lane>,
+}
+
+/// A pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, sqlx::FromRow)]
+pub struct Paused {
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    #[serde(serialize_with = "rfc3339")]
+    pub paused_at: DateTime<Utc>,
+}
+
+/// What is not settled.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unsettled {
+    /// The age of the oldest one.
+    pub lag_ms: Option<i64>,
+    /// How many.
+    pub events: i64,
+    /// Whether that was counted, and is not estimated.
+    pub is_exact: bool,
+}
+
+/// Held events, each counted to [`COUNT_MAX`].
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct HeldCounts {
+    /// Failed, and behind failed ones.
+    pub failed: i64,
+    /// Parked, and behind parked ones.
+    pub parked: i64,
+    /// What they wait for.
+    pub holds: i64,
+}
+
+/// A relay that runs.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct Instance {
+    /// Its id.
+    pub instance: Uuid,
+    /// Where it runs.
+    pub host: String,
+    /// Since when.
+    #[serde(serialize_with = "rfc3339")]
+    pub started_at: DateTime<Utc>,
+    /// Until when its lanes are its own.
+    #[serde(serialize_with = "rfc3339")]
+    pub lease_until: DateTime<Utc>,
+    /// How many it owns.
+    pub lanes: i64,
+}
+
+/// A lane.
+#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
+pub struct Lane {
+    /// Its number.
+    pub lane: i16,
+    /// Its owner.
+    pub owner: Option<Uuid>,
+    /// Raised each time it changes hands.
+    pub epoch: i64,
+    /// Events settled since the outbox was set up.
+    pub settled: i64,
+    /// Events settled per second since the reading before.
+    #[sqlx(default)]
+    pub events_per_second: Option<f64>,
+    /// When its progress was last written.
+    #[serde(serialize_with = "rfc3339")]
+    pub updated_at: DateTime<Utc>,
+    /// Take-overs from relays that died, without progress since.
+    pub claims: i32,
+}
+
+/// Takes readings. Clones share them.
+#[derive(Clone)]
+pub struct Gauge {
+    pool: PgPool,
+    last: Arc<Mutex<Option<Reading>>>,
+}
+
+struct Reading {
+    at: Instant,
+    numbers: Numbers,
+    /// Something was changed since: only good for rates.
+    is_stale: bool,
+}
+
+impl Gauge {
+    /// On a reader's connections.
+    pub fn new(reader: &Reader) -> Self {
+        Self { pool: reader.pool().clone(), last: Arc::default() }
+    }
+
+    /// How the relays are now, or were less than a second ago.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn read(&self) -> Result<Numbers, Error> {
+        let mut last = self.last.lock().await;
+        if let Some(reading) = last.as_ref().filter(|reading| !reading.is_stale && reading.at.elapsed() < FRESH) {
+            return Ok(reading.numbers.clone());
+        }
+        let at = Instant::now();
+        let mut numbers = self.numbers().await.map_err(read)?;
+        if let Some(before) = last.as_ref() {
+            rates(&mut numbers.lanes, &before.numbers.lanes, at - before.at);
+        }
+        *last = Some(Reading { at, numbers: numbers.clone(), is_stale: false });
+        Ok(numbers)
+    }
+
+    async fn numbers(&self) -> sqlx::Result<Numbers> {
+        Ok(Numbers {
+            paused: sqlx::query_as("select reason, paused_at from outbox.pause").fetch_optional(&self.pool).await?,
+            unsettled: self.unsettled().await?,
+            held: self.held().await?,
+            instances: sqlx::query_as(
+                "select instance, host, started_at, lease_until,
+                        (select count(*) from outbox.progress p where p.owner = r.instance) as lanes
+                 from outbox.relays r order by started_at, instance",
+            )
+            .fetch_all(&self.pool)
+            .await?,
+            lanes: sqlx::query_as(
+                "select lane, owner, epoch, settled, updated_at, claims from outbox.progress order by lane",
+            )
+            .fetch_all(&self.pool)
+            .await?,
+        })
+    }
+
+    async fn unsettled(&self) -> sqlx::Result<Unsettled> {
+        // Above each lane's bound, and of the transactions that its snapshots saw as open. The age is that of the id.
+        let (events, oldest_ms, first, last, head): (i64, Option<i64>, Option<i64>, Option<i64>, i64) = sqlx::query_as(
+            "with lanes as materialized (
+                select lane, snapshot, target, position,
+                       case when target is null then floor
+                            else greatest(floor, least(position, target_floor)) end as bound
+                from outbox.progress
+             ), running as materialized (
+                select distinct xid from lanes, pg_snapshot_xip(snapshot) as xid
+                union select distinct xid from lanes, pg_snapshot_xip(target) as xid
+             ), open as (
+                (select e.id, e.position from outbox.events e join lanes l on l.lane = e.lane
+                 where e.position > (select min(bound) from lanes) and e.position > l.bound
+                   and not pg_visible_in_snapshot(e.xid, l.snapshot)
+                   and not coalesce(e.position <= l.position and pg_visible_in_snapshot(e.xid, l.target), false)
+                 order by e.position limit $1 + 1)
+                union
+                (select e.id, e.position from outbox.events e join lanes l on l.lane = e.lane
+                 where e.xid = any(array(select xid from running))
+                   and not pg_visible_in_snapshot(e.xid, l.snapshot)
+                   and not coalesce(e.position <= l.position and pg_visible_in_snapshot(e.xid, l.target), false)
+                 order by e.position limit $1 + 1)
+             )
+             select count(*), min(('x' || substr(replace(id::text, '-', ''), 1, 12))::bit(48)::bigint),
+                    min(position), max(position), (select last_value from outbox.positions)
+             from open",
+        )
+        .bind(COUNT_MAX)
+        .fetch_one(&self.pool)
+        .await?;
+        let lag_ms = oldest_ms.map(|oldest| (Utc::now().timestamp_millis() - oldest).max(0));
+        let is_exact = events <= COUNT_MAX;
+        // As dense as the first ones are, up to the last position taken.
+        let events = match (first, last) {
+            (Some(first), Some(last)) if !is_exact => {
+                let density = events as f64 / (last - first + 1) as f64;
+                (((head - first + 1) as f64 * density) as i64).max(events)
+            }
+            _ => events,
+        };
+        Ok(Unsettled { lag_ms, events, is_exact })
+    }
+
+    async fn held(&self) -> sqlx::Result<HeldCounts> {
+        sqlx::query_as(
+            "select (select count(*) from (select from outbox.holds h join outbox.held e on e.hold = h.hold
+                                           where not h.parked limit $1) as counted) as failed,
+                    (select count(*) from (select from outbox.holds h join outbox.held e on e.hold = h.hold
+                                           where h.parked limit $1) as counted) as parked,
+                    (select count(*) from (select from outbox.holds limit $1) as counted) as holds",
+        )
+        .bind(COUNT_MAX)
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// Has every relay publish nothing until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn pause(&self, reason: &str) -> Result<(), Error> {
+        let pause =
+            "insert into outbox.pause (reason) values ($1) on conflict (one) do update set reason = excluded.reason";
+        sqlx::query(pause).bind(reason).execute(&self.pool).await.map_err(read)?;
+        self.forget().await;
+        Ok(())
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn resume(&self) -> Result<(), Error> {
+        sqlx::query("delete from outbox.pause").execute(&self.pool).await.map_err(read)?;
+        self.forget().await;
+        Ok(())
+    }
+
+    /// Whoever has changed something sees it in the next reading.
+    async fn forget(&self) {
+        if let Some(reading) = self.last.lock().await.as_mut() {
+            reading.is_stale = true;
+        }
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+fn rates(lanes: &mut [Lane], before: &[Lane], between: Duration) {
+    let before: HashMap<i16, i64> = before.iter().map(|lane| (lane.lane, lane.settled)).collect();
+    for lane in lanes {
+        let settled = before.get(&lane.lane).map(|settled| (lane.settled - settled).max(0));
+        lane.events_per_second = settled.map(|settled| settled as f64 / between.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_what_was_settled_between_two_readings() {
+        let lane = |settled| Lane {
+            lane: 3,
+            owner: None,
+            epoch: 1,
+            settled,
+            events_per_second: None,
+            updated_at: Utc::now(),
+            claims: 0,
+        };
+        let mut now = [lane(700)];
+        rates(&mut now, &[lane(100)], Duration::from_secs(2));
+        assert_eq!(now[0].events_per_second, Some(300.0));
+        let mut first = [lane(700)];
+        rates(&mut first, &[], Duration::from_secs(2));
+        assert_eq!(first[0].events_per_second, None, "there is nothing to compare with");
+    }
+}
