@@ -142,6 +142,8 @@ pub struct Relay {
     pub in_flight_events_max: usize,
     /// Bytes of events published and not yet settled, at most.
     pub in_flight_bytes_max: usize,
+    /// Log that the database may keep for the `wal` source; past it the relay goes back to `poll`.
+    pub retained_log_bytes_max: u64,
     /// Pause before a lane that a permanent error has stopped is tried again.
     pub stopped_lane_retry_ms: u64,
 }
@@ -154,6 +156,7 @@ impl Default for Relay {
             poll_interval_max_ms: 50,
             in_flight_events_max: 10_000,
             in_flight_bytes_max: 32 << 20,
+            retained_log_bytes_max: 8 << 30,
             stopped_lane_retry_ms: 30_000,
         }
     }

@@ -2,6 +2,8 @@
 
 pub mod commit;
 pub mod event;
+pub mod log;
 pub mod progress;
 pub mod snapshot;
+pub mod source;
 pub mod value;

@@ -51,6 +51,8 @@ pub(super) struct Settled<R> {
     pub(super) lanes: Vec<i16>,
     /// How far.
     pub(super) reach: R,
+    /// How many events were in it.
+    pub(super) events: usize,
     with_events: Vec<i16>,
     stops: Vec<(i16, i64)>,
 }
@@ -59,6 +61,11 @@ impl<R> Settled<R> {
     /// Whether there were events of the lane in it.
     pub(super) fn has_events_of(&self, lane: i16) -> bool {
         self.with_events.binary_search(&lane).is_ok()
+    }
+
+    /// Whether a lane has stopped within the page.
+    pub(super) fn has_stops(&self) -> bool {
+        !self.stops.is_empty()
     }
 
     /// The position that a lane has stopped before, within the page.
@@ -213,6 +220,6 @@ impl<R> Page<R> {
         let mut with_events: Vec<i16> = self.rows.iter().map(Row::lane).collect();
         with_events.sort_unstable();
         with_events.dedup();
-        Settled { lanes: self.lanes, reach: self.reach, with_events, stops: self.stops }
+        Settled { lanes: self.lanes, reach: self.reach, events: self.rows.len(), with_events, stops: self.stops }
     }
 }

@@ -57,6 +57,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             self.source.lost(lane);
             self.window.forget(lane);
         }
+        self.source.committed();
         if at_least == Unwritten::Events {
             self.status.send_modify(|s: &mut Status| s.last_settled = Some(Instant::now()));
         }

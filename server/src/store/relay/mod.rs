@@ -7,7 +7,10 @@ pub mod fetch;
 pub mod identity;
 pub mod lease;
 pub mod progress;
+pub mod replication;
 pub mod row;
+pub mod slot;
+pub mod stream;
 
 use std::str::FromStr as _;
 
