@@ -33,11 +33,11 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let statement = format!("drop database if exists {} with (force)", self.name);
+        let name = self.name.clone();
         // Drop cannot wait, and a test's runtime may be ending: a runtime of its own, on a thread of its own.
-        let dropped = std::thread::spawn(|| {
+        let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime can be built").block_on(admin(statement));
+            runtime.expect("a runtime can be built").block_on(drop_database(&name));
         });
         if dropped.join().is_err() {
             eprintln!("the database {} is left behind", self.name);
@@ -49,4 +49,20 @@ async fn admin(statement: String) {
     let url = super::required("DATABASE_URL");
     let mut connection = PgConnection::connect(&url).await.expect("the server of DATABASE_URL can be reached");
     connection.execute(AssertSqlSafe(statement)).await.expect("databases can be created and dropped");
+}
+
+/// A database in which somebody still streams from a slot is not dropped, not even by force.
+async fn drop_database(name: &str) {
+    let url = super::required("DATABASE_URL");
+    let mut connection = PgConnection::connect(&url).await.expect("the server of DATABASE_URL can be reached");
+    let end = format!(
+        "select count(pg_terminate_backend(active_pid)) from pg_replication_slots where database = '{name}' and active"
+    );
+    super::eventually("the database's slots are free", std::time::Duration::from_secs(20), async || {
+        let streaming: i64 =
+            sqlx::query_scalar(AssertSqlSafe(end.clone())).fetch_one(&mut connection).await.expect("slots can be read");
+        (streaming == 0).then_some(())
+    })
+    .await;
+    admin(format!("drop database if exists {name} with (force)")).await;
 }

@@ -5,6 +5,7 @@
 mod config;
 mod demo;
 mod dev;
+mod relay;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -31,6 +32,7 @@ Examples:
   outboxd serve --config /etc/outboxd.toml
   outboxd serve --database-url postgres://app@db/app --kafka broker:9092 --catalog ./catalog
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
+  outboxd relay switch wal
   outboxd config check --config /etc/outboxd.toml
   outboxd config print --defaults > outboxd.toml";
 
@@ -84,6 +86,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Applies pending migrations and makes the partitions of the days to come
     Migrate,
+    /// Changes the relay's source, or answers what it asks
+    #[command(subcommand)]
+    Relay(relay::Command),
     /// Checks or prints the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -125,6 +130,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             println!("the database is up to date");
             Ok(())
         }
+        Command::Relay(command) => command.run(&layers.load()?).await,
         Command::Config(command) => Ok(command.run(&layers)?),
     }
 }

@@ -156,6 +156,8 @@ pub struct Relay {
     pub in_flight_events_max: usize,
     /// Bytes of events published and not yet settled, at most.
     pub in_flight_bytes_max: usize,
+    /// Log that the database may keep for the `wal` source; past it the relay goes back to `poll`.
+    pub retained_log_bytes_max: u64,
     /// What becomes of the later events of a key whose event cannot be published.
     pub held_policy: HeldPolicy,
     /// The same for single topics.
@@ -191,6 +193,7 @@ impl Default for Relay {
             poll_interval_max_ms: 50,
             in_flight_events_max: 10_000,
             in_flight_bytes_max: 32 << 20,
+            retained_log_bytes_max: 8 << 30,
             held_policy: HeldPolicy::BlockKey,
             held_policy_by_topic: BTreeMap::new(),
             held_retry_ms: 30_000,

@@ -44,7 +44,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 24] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 25] {
         let (grpc, database, commit, relay) = (&self.grpc, &self.database, &self.commit, &self.relay);
         let day_ms = 86_400_000;
         [
@@ -69,6 +69,7 @@ impl Config {
             ("relay.poll_interval_max_ms", relay.poll_interval_max_ms, 1, 60_000),
             ("relay.in_flight_events_max", relay.in_flight_events_max as u64, 1, 1 << 20),
             ("relay.in_flight_bytes_max", relay.in_flight_bytes_max as u64, 1 << 20, 1 << 31),
+            ("relay.retained_log_bytes_max", relay.retained_log_bytes_max, 1 << 20, 1 << 50),
             ("relay.held_retry_ms", relay.held_retry_ms, 10, day_ms),
             ("relay.attempts_max", relay.attempts_max.into(), 1, 1_000),
             ("commit.default_source (length)", commit.default_source.len() as u64, 1, 1_024),

@@ -4,6 +4,8 @@ pub mod commit;
 pub mod delivery;
 pub mod document;
 pub mod event;
+pub mod log;
 pub mod progress;
 pub mod snapshot;
+pub mod source;
 pub mod value;

@@ -32,6 +32,23 @@ pub struct Base {
 }
 
 impl Progress {
+    /// Whether the event of a transaction at a position is done.
+    pub fn has_done(&self, xid: u64, position: i64) -> bool {
+        match self {
+            Self::Idle(base) => base.seen.sees(xid),
+            Self::Draining { base, target, position: done } => {
+                base.seen.sees(xid) || (target.seen.sees(xid) && position <= *done)
+            }
+        }
+    }
+
+    /// The snapshot of which everything is done.
+    pub fn seen(&self) -> &Snapshot {
+        match self {
+            Self::Idle(base) | Self::Draining { base, .. } => &base.seen,
+        }
+    }
+
     /// Starts on what `target` sees.
     ///
     /// # Panics
@@ -54,5 +71,21 @@ impl Progress {
             (Self::Draining { target, .. }, None) => Self::Idle(target.clone()),
             (Self::Idle(_), _) => self.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_done_when_the_progress_sees_it_or_has_passed_its_position() {
+        let base = |text| Base { seen: Snapshot::parse(text).expect("it is one"), floor: 0 };
+        let idle = Progress::Idle(base("10:15:10,12"));
+        assert!(idle.has_done(11, 999) && !idle.has_done(12, 1) && !idle.has_done(15, 1));
+        let draining = idle.start(base("12:20:12")).reach(Some(50));
+        assert!(draining.has_done(11, 999), "it was done before");
+        assert!(draining.has_done(16, 50) && !draining.has_done(16, 51), "up to the position");
+        assert!(!draining.has_done(12, 1) && !draining.has_done(20, 1), "the target does not see it");
     }
 }

@@ -3,7 +3,7 @@
 //! Its text form is Postgres's own, `xmin:xmax:xip,xip,…`, and goes back unchanged. Subtransactions do not appear in
 //! it; the outbox stores the top-level transaction with each event.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// A `pg_snapshot`. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -50,6 +50,26 @@ impl Snapshot {
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
+    /// Whether it sees everything that `other` sees. Snapshots of one cluster need not: one that was exported with a slot
+    /// sees a commit as soon as its record is in the log, one of a session only once the committer has said so.
+    pub fn covers(&self, other: &Snapshot) -> bool {
+        let beyond = self.xmax..other.xmax.max(self.xmax);
+        !self.running.iter().copied().chain(beyond).any(|xid| other.sees(xid))
+    }
+
+    /// A snapshot that sees what this one sees, and these transactions.
+    #[must_use]
+    pub fn including(&self, xids: impl IntoIterator<Item = u64>) -> Self {
+        let more: BTreeSet<u64> = xids.into_iter().filter(|xid| !self.sees(*xid)).collect();
+        let Some(last) = more.last() else { return self.clone() };
+        let xmax = self.xmax.max(last + 1);
+        let running = self.running.iter().copied().chain(self.xmax..xmax);
+        let running: Arc<[u64]> = running.filter(|xid| !more.contains(xid)).collect();
+        let xmin = running.first().copied().unwrap_or(xmax);
+        let list: Vec<String> = running.iter().map(u64::to_string).collect();
+        Self { text: format!("{xmin}:{xmax}:{}", list.join(",")).into(), xmin, xmax, running }
+    }
+
     /// The transactions that were running for this snapshot and that `later` sees.
     pub fn ended_by<'a>(&'a self, later: &'a Snapshot) -> impl Iterator<Item = u64> + 'a {
         self.running.iter().copied().filter(|xid| later.sees(*xid))
@@ -81,6 +101,27 @@ mod tests {
         let (earlier, later) =
             (Snapshot::parse("10:15:10,12").expect("one"), Snapshot::parse("10:20:10").expect("one"));
         assert_eq!(earlier.ended_by(&later).collect::<Vec<_>>(), [12]);
+    }
+
+    #[test]
+    fn a_snapshot_covers_another_when_it_sees_all_that_the_other_sees() {
+        let snapshot = |text| Snapshot::parse(text).expect("it is one");
+        let later = snapshot("12:20:12");
+        assert!(later.covers(&snapshot("10:15:10,12")) && later.covers(&later));
+        assert!(!later.covers(&snapshot("13:15:")), "12 is still running for it");
+        assert!(!later.covers(&snapshot("12:22:12,20")), "it does not know 21");
+        assert!(later.covers(&snapshot("12:22:12,20,21")), "what the other does not see does not count");
+    }
+
+    #[test]
+    fn a_snapshot_that_includes_transactions_sees_these_besides() {
+        let snapshot = Snapshot::parse("10:15:10,12").expect("it is one");
+        let wider = snapshot.including([12, 17, 9]);
+        let seen: Vec<u64> = (8..20).filter(|x| wider.sees(*x)).collect();
+        assert_eq!(seen, [8, 9, 11, 12, 13, 14, 17]);
+        assert_eq!(wider.as_str(), "10:18:10,15,16");
+        assert_eq!(snapshot.including([9, 11]).as_str(), "10:15:10,12");
+        assert_eq!(Snapshot::parse("5:5:").expect("it is one").including([5]).as_str(), "6:6:");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Why a relay, or one session of it, ended.
 
-use crate::store::relay::{self as store, row::Malformed};
+use crate::{
+    model::source::Source,
+    store::relay::{self as store, replication, row::Malformed},
+};
 
 /// Why the relay could not begin, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,19 @@ pub enum Error {
         /// What the cluster says.
         found: i64,
     },
+    /// The database goes on from another history than the one that its relay progress was written in.
+    #[error(
+        "this database was on timeline {expected} and now is on timeline {found}: a standby was promoted, or it was \
+         restored to an earlier time, so that transactions which relay progress counts as settled may be gone and their \
+         ids given to others, which would be skipped; nothing is published until you have made sure that no commit was \
+         lost and run `outboxd relay adopt`"
+    )]
+    Timeline {
+        /// `outbox.identity.timeline`.
+        expected: i64,
+        /// What the server says.
+        found: i64,
+    },
     /// The database is a standby.
     #[error("the database is a standby or in recovery; the relay reads only from a primary")]
     Standby,
@@ -39,6 +55,12 @@ pub enum Error {
     /// The lease ran out before it was renewed.
     #[error("the relay's lease ran out before it was renewed")]
     LeaseLost,
+    /// The log's stream failed.
+    #[error("the stream of the database's log failed: {0}")]
+    Stream(#[from] replication::Error),
+    /// Another source is in force now.
+    #[error("the source in force is `{0}` now")]
+    SourceChanged(Source),
     /// An event's row cannot be read.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -58,9 +80,11 @@ pub(super) enum Remedy {
 impl Error {
     pub(super) fn remedy(&self) -> Remedy {
         match self {
-            Self::Property { .. } | Self::Producer(_) | Self::Identity { .. } => Remedy::Stop,
-            Self::LeaseLost => Remedy::Again,
-            Self::Standby | Self::Database(_) | Self::Timeout(_) | Self::Malformed(_) => Remedy::Later,
+            Self::Property { .. } | Self::Producer(_) | Self::Identity { .. } | Self::Timeline { .. } => Remedy::Stop,
+            Self::LeaseLost | Self::SourceChanged(_) => Remedy::Again,
+            Self::Standby | Self::Database(_) | Self::Timeout(_) | Self::Stream(_) | Self::Malformed(_) => {
+                Remedy::Later
+            }
         }
     }
 }

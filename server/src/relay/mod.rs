@@ -27,7 +27,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::{error::Error, status::Status, wake::Wake};
-use self::{error::Remedy, kafka::Kafka, publisher::Publisher, session::Session, source::poll::Poll};
+use self::{
+    error::Remedy,
+    kafka::Kafka,
+    publisher::Publisher,
+    session::{Entry, Session},
+    source::{poll::Poll, wal::Wal},
+};
 use crate::config;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -104,10 +110,9 @@ impl<P: Publisher> Relay<P> {
         loop {
             let Some(ended) = shutdown.run_until_cancelled(self.open()).await else { return Ok(()) };
             let ended = match ended {
-                Ok(mut session) => {
+                Ok(session) => {
                     let began = Instant::now();
                     let ended = session.run(&shutdown, drain).await;
-                    drop(session);
                     // What a session had enqueued is abandoned before anything is read again.
                     self.publisher.reset().await;
                     if began.elapsed() > PAUSE_MAX {
@@ -136,16 +141,46 @@ impl<P: Publisher> Relay<P> {
         }
     }
 
-    async fn open(&mut self) -> Result<Session<'_, P, Poll>, Error> {
-        Session::open(&self.settings, &mut self.publisher, &self.wake, &self.status).await
+    /// Opens a session with the source in force. While another relay streams, one with `poll` stands by without lanes.
+    async fn open(&mut self) -> Result<Opened<'_, P>, Error> {
+        let Self { settings, publisher, wake, status } = self;
+        let mut entry = Entry::open(settings).await?;
+        Ok(match entry.direction {
+            Some(direction) => {
+                let source = Wal::open(settings, direction, &mut entry).await?;
+                Opened::Wal(Session::new(settings, publisher, wake, status, entry, source))
+            }
+            None => {
+                let reader = session::within(settings.connect_timeout, session::connect(settings)).await?;
+                let source = Poll::new(settings, reader);
+                Opened::Poll(Session::new(settings, publisher, wake, status, entry, source))
+            }
+        })
     }
 
     fn tell(&self, error: &Error) {
         let kafka_reachable = self.publisher.reachable();
         self.status.send_modify(|status| {
             let last_error = Some(error.to_string());
-            *status = Status { last_error, kafka_reachable, last_settled: status.last_settled, ..Status::default() };
+            let (last_settled, source) = (status.last_settled, status.source);
+            let source_note = status.source_note.take();
+            *status = Status { last_error, kafka_reachable, last_settled, source, source_note, ..Status::default() };
         });
+    }
+}
+
+/// A session with either source.
+enum Opened<'a, P> {
+    Poll(Session<'a, P, Poll>),
+    Wal(Session<'a, P, Wal>),
+}
+
+impl<P: Publisher> Opened<'_, P> {
+    async fn run(self, shutdown: &CancellationToken, drain: Duration) -> Result<(), Error> {
+        match self {
+            Self::Poll(mut session) => session.run(shutdown, drain).await,
+            Self::Wal(mut session) => session.run(shutdown, drain).await,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::model::source::Source;
+
 /// The relay's state at a moment. Watching it is cheap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -21,6 +23,12 @@ pub struct Status {
     pub last_error: Option<String>,
     /// When it last settled events.
     pub last_settled: Option<Instant>,
+    /// The source in force.
+    pub source: Option<Source>,
+    /// Why the source in force is not the one that was asked for.
+    pub source_note: Option<String>,
+    /// Bytes of log that the database keeps for this relay.
+    pub retained_log_bytes: Option<i64>,
 }
 
 impl Status {

@@ -74,7 +74,7 @@ pub(super) struct Settled<R> {
     /// How far.
     pub(super) reach: R,
     /// The lanes of its events, ascending, one for each.
-    lanes_of_events: Vec<i16>,
+    pub(super) lanes_of_events: Vec<i16>,
 }
 
 impl<R> Settled<R> {

@@ -188,7 +188,7 @@ async fn a_plain_role_can_relay() {
         "create role {role} login; grant usage on schema outbox to {role};
          grant select on all tables in schema outbox to {role}; grant select on all sequences in schema outbox to {role};
          grant insert, update, delete on outbox.relays, outbox.holds, outbox.held, outbox.attempts to {role};
-         grant update on outbox.progress to {role}; grant insert on outbox.deliveries to {role}"
+         grant update on outbox.progress, outbox.stream to {role}; grant insert on outbox.deliveries to {role}"
     );
     connection.execute(AssertSqlSafe(statements)).await.expect("a role can be made");
     outbox.emit(10, 2).await;

@@ -145,18 +145,18 @@ async fn progress_is_written_only_under_the_lanes_present_epoch() {
     let mut connection = outbox.connect().await;
     let (first, second, ttl) = (Uuid::now_v7(), Uuid::now_v7(), Duration::from_secs(60));
     store::lease::register(&mut connection, first, "first", ttl).await.expect("it registers");
-    let before = store::lease::share(&mut connection, first).await.expect("it claims").claimed;
+    let before = store::lease::share(&mut connection, first, None).await.expect("it claims").claimed;
     assert_eq!(before.len(), 64);
 
     // Lost to another, and taken back: the instance is the same, the epoch is not.
     store::lease::leave(&mut connection, first).await.expect("it leaves");
     store::lease::register(&mut connection, second, "second", ttl).await.expect("it registers");
-    let others = store::lease::share(&mut connection, second).await.expect("it claims").claimed;
+    let others = store::lease::share(&mut connection, second, None).await.expect("it claims").claimed;
     let write = store::progress::write(&mut connection, first, &before, Vec::new()).await.expect("it is answered");
     assert!(write.is_empty(), "a lane of another's is not written");
     store::lease::leave(&mut connection, second).await.expect("it leaves");
     store::lease::register(&mut connection, first, "first", ttl).await.expect("it registers");
-    let again = store::lease::share(&mut connection, first).await.expect("it claims").claimed;
+    let again = store::lease::share(&mut connection, first, None).await.expect("it claims").claimed;
 
     assert!(others.iter().zip(&before).all(|(other, before)| other.epoch == before.epoch + 1));
     let write = store::progress::write(&mut connection, first, &before, Vec::new()).await.expect("it is answered");

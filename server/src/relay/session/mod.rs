@@ -6,6 +6,7 @@
 //! does not reconnect: `Relay::run` does.
 
 mod attempts;
+mod entry;
 mod held;
 mod reading;
 mod recovery;
@@ -13,25 +14,23 @@ mod sending;
 mod settling;
 mod upkeep;
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::entry::{Entry, connect, within};
 use self::{attempts::Attempts, held::Held, recovery::Care};
 use super::{
     Error, Settings, Status, Wake,
     lane::Lanes,
     lease::Lease,
     publisher::{Publisher, Report},
-    source::{Source, poll::Poll},
+    source::Source,
     trace::Spans,
     window::Window,
 };
-use crate::store::relay::{self as store, Connection, lease::Mark};
+use crate::store::relay::Connection;
 
 /// A session.
 pub(super) struct Session<'a, P, S: Source> {
@@ -59,27 +58,25 @@ pub(super) struct Session<'a, P, S: Source> {
     last_warning: Option<Instant>,
 }
 
-impl<'a, P: Publisher> Session<'a, P, Poll> {
-    /// Connects, checks that this is the right database, and takes its lease.
-    pub(super) async fn open(
+impl<'a, P: Publisher, S: Source> Session<'a, P, S> {
+    /// A session on the lanes that the relay owned already.
+    pub(super) fn new(
         settings: &'a Settings,
         publisher: &'a mut P,
         wake: &'a Wake,
         status: &'a watch::Sender<Status>,
-    ) -> Result<Self, Error> {
+        entry: Entry,
+        source: S,
+    ) -> Self {
+        let Entry { control, sent, mark, owned, .. } = entry;
         let ttl = Duration::from_millis(settings.config.lease_ttl_ms);
-        let (mut control, reader) = within::<_, Error>(settings.connect_timeout, async {
-            Ok((connect(settings).await?, connect(settings).await?))
-        })
-        .await?;
-        let (sent, mark, owned) = within(ttl, enter(&mut control, settings, ttl)).await?;
         let mut session = Self {
             settings,
             publisher,
             wake,
             status,
             control,
-            source: Poll::new(settings.instance, reader, &settings.config),
+            source,
             lease: Lease::new(ttl, sent, mark),
             lanes: Lanes::default(),
             window: Window::default(),
@@ -95,7 +92,7 @@ impl<'a, P: Publisher> Session<'a, P, Poll> {
             last_warning: None,
         };
         session.take_over(owned);
-        Ok(session)
+        session
     }
 }
 
@@ -175,37 +172,5 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             next = next.min(next_drain);
         }
         next
-    }
-}
-
-async fn connect(settings: &Settings) -> Result<Connection, Error> {
-    let mut connection = store::connect(&settings.database_url).await?;
-    let identity = store::identity::read(&mut connection).await?;
-    if identity.standby {
-        return Err(Error::Standby);
-    }
-    if identity.system_identifier != identity.expected_identifier {
-        return Err(Error::Identity { expected: identity.expected_identifier, found: identity.system_identifier });
-    }
-    Ok(connection)
-}
-
-async fn enter(
-    control: &mut Connection,
-    settings: &Settings,
-    ttl: Duration,
-) -> Result<(Instant, Mark, Vec<store::progress::LaneRow>), Error> {
-    store::lease::register(control, settings.instance, &settings.host, ttl).await?;
-    let owned = store::lease::reclaim(control, settings.instance).await?;
-    let sent = Instant::now();
-    let mark = store::lease::renew(control, settings.instance, ttl).await?.ok_or(Error::LeaseLost)?;
-    Ok((sent, mark, owned))
-}
-
-/// A database that does not answer is one that failed.
-async fn within<T, E: Into<Error>>(limit: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done.map_err(Into::into),
-        Err(_) => Err(Error::Timeout(limit)),
     }
 }

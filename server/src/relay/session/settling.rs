@@ -65,6 +65,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         for lane in within(patience, writing).await? {
             self.drop_lane(lane);
         }
+        self.source.committed();
         if at_least == Unwritten::Events {
             self.status.send_modify(|s: &mut Status| s.last_settled = Some(Instant::now()));
         }

@@ -10,7 +10,7 @@ use crate::{
         publisher::Publisher,
         source::{Source, Unwritten},
     },
-    store::relay::{lease, progress::LaneRow},
+    store::relay::{lease, progress::LaneRow, stream},
 };
 
 /// Kafka is given this long before it is said that it does not answer, and this long between two such lines.
@@ -52,7 +52,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     }
 
     async fn take_share(&mut self) -> Result<(), Error> {
-        let share = within(self.patience(), lease::share(&mut self.control, self.settings.instance)).await?;
+        let wanted = self.steer().await?;
+        let patience = self.patience();
+        let share = within(patience, lease::share(&mut self.control, self.settings.instance, wanted)).await?;
         self.lease.shared(Instant::now());
         if !share.claimed.is_empty() {
             tracing::info!(lanes = share.claimed.len(), "lanes claimed");
@@ -68,6 +70,22 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             }
         }
         Ok(())
+    }
+
+    /// Looks which source is in force, and lets this one do its part in a change. Returns the relay's share of lanes.
+    async fn steer(&mut self) -> Result<Option<i64>, Error> {
+        let patience = self.patience();
+        let stream = within(patience, stream::read(&mut self.control)).await?;
+        let steering = self.source.steer(&mut self.control, &self.lanes, &stream);
+        let steered = within(patience, steering).await?;
+        self.status.send_if_modified(|status| {
+            let before = (status.source, status.retained_log_bytes, status.source_note.take());
+            status.source = Some(stream.source);
+            status.retained_log_bytes = steered.retained_log_bytes;
+            status.source_note = stream.note;
+            before != (status.source, status.retained_log_bytes, status.source_note.clone())
+        });
+        Ok(steered.share)
     }
 
     /// Begins to relay claimed lanes.
@@ -141,6 +159,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                     in_flight,
                     kafka_reachable,
                     last_error: None,
+                    source_note: status.source_note.take(),
                     ..*status
                 };
             }

@@ -4,13 +4,14 @@
 //! acknowledgements, recovery and leases are the session's own and serve both.
 
 pub(super) mod poll;
+pub(super) mod wal;
 
 use std::{future::Future, time::Instant};
 
 use super::{Error, lane::Lanes, window::Settled};
 use crate::{
     model::delivery,
-    store::relay::{Connection, lease::Mark, progress::LaneRow, row::Row},
+    store::relay::{Connection, lease::Mark, progress::LaneRow, row::Row, stream::Stream},
 };
 
 /// Reads the events of this relay's lanes, and keeps their progress.
@@ -72,6 +73,30 @@ pub(super) trait Source: Send {
         at_least: Unwritten,
         deliveries: Vec<delivery::Batch>,
     ) -> impl Future<Output = Result<Vec<i16>, Error>> + Send;
+
+    /// What was written is durable: its transaction, if it was part of one, has committed.
+    fn committed(&mut self);
+
+    /// Takes notice of which source is in force and which is wanted, and carries out the next step of a change. Called
+    /// now and then.
+    ///
+    /// # Errors
+    /// [`Error::SourceChanged`] once another source is in force and this one has nothing under way.
+    fn steer(
+        &mut self,
+        connection: &mut Connection,
+        lanes: &Lanes,
+        stream: &Stream,
+    ) -> impl Future<Output = Result<Steered, Error>> + Send;
+}
+
+/// What follows for the relay from the source in force.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Steered {
+    /// How many lanes are its share; `None`: as many as any other relay's.
+    pub(super) share: Option<i64>,
+    /// Bytes of log that are kept for it.
+    pub(super) retained_log_bytes: Option<i64>,
 }
 
 /// How much may be read at once.

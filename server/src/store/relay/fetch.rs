@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 
-use super::row::{Decoder, Row};
+use super::row::{COLUMN_NAMES, Decoder, Row};
 use crate::model::{
+    log::Lsn,
     progress::{Base, Progress},
     snapshot::Snapshot,
 };
@@ -59,6 +60,20 @@ pub async fn now(connection: &mut PgConnection) -> sqlx::Result<Now> {
     Ok(Now { snapshot: Snapshot::parse(&snapshot).map_err(super::decode_error)?, head })
 }
 
+/// Takes the present snapshot, and then the end of the log: every commit that the snapshot sees lies below it.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn checkpoint(connection: &mut PgConnection) -> sqlx::Result<(Snapshot, Lsn)> {
+    // The statement's snapshot is taken before its functions run.
+    let (snapshot, lsn): (String, String) =
+        sqlx::query_as("select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text")
+            .fetch_one(connection)
+            .await?;
+    let snapshot = Snapshot::parse(&snapshot).map_err(super::decode_error)?;
+    Ok((snapshot, lsn.parse().map_err(super::decode_error)?))
+}
+
 /// Whether there can be anything between the two: else there is no need to look.
 pub fn may_hold(base: &Base, now: &Now) -> bool {
     now.head > base.floor || base.seen.ended_by(&now.snapshot).next().is_some()
@@ -83,17 +98,13 @@ pub async fn page(connection: &mut PgConnection, request: &Request) -> sqlx::Res
     Ok(Page { rows, complete })
 }
 
-/// In the order that `row` reads them.
-pub(super) const COLUMNS: &str = "position, lane, id, namespace, topic, key, source, type, subject, data, content_type, \
-                                  headers, time, traceparent, tracestate";
-
 fn statement(request: &Request) -> Option<String> {
     let Progress::Draining { base, target, position } = &request.from else { return None };
     let Request { lanes, rows_max, bytes_max, .. } = request;
-    let (lanes, seen) = (list(lanes), target.seen.as_str());
+    let (columns, lanes, seen) = (COLUMN_NAMES.join(", "), list(lanes), target.seen.as_str());
     let part = |range: String| {
         format!(
-            "(select {COLUMNS} from outbox.events
+            "(select {columns} from outbox.events
               where {range} and lane = any('{{{lanes}}}'::smallint[]) and pg_visible_in_snapshot(xid, '{seen}')
               order by position limit {rows_max})"
         )
@@ -109,7 +120,7 @@ fn statement(request: &Request) -> Option<String> {
     }
     Some(format!(
         "copy (
-            select {COLUMNS} from (
+            select {columns} from (
                 select *, sum(octet_length(coalesce(data, '')) + octet_length(coalesce(key, ''))) over (
                     order by position rows between unbounded preceding and 1 preceding) as bytes_before
                 from (select * from ({parts}) as parts order by position limit {rows_max}) as candidates

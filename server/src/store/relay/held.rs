@@ -11,9 +11,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    fetch::{COLUMNS, list},
+    fetch::list,
     interval,
-    row::{Decoder, Event, Row},
+    row::{COLUMN_NAMES, Decoder, Event, Row},
 };
 
 /// A relay and lanes of its, each with the epoch that it was claimed under.
@@ -295,7 +295,7 @@ pub async fn events(
 ) -> sqlx::Result<Vec<Row>> {
     let statement = format!(
         "copy (
-            select {COLUMNS} from (
+            select {} from (
                 select *, sum(octet_length(coalesce(data, '')) + octet_length(coalesce(key, ''))) over (
                     order by position rows between unbounded preceding and 1 preceding) as bytes_before
                 from (select * from outbox.held where hold = any('{{{}}}'::bigint[])
@@ -304,6 +304,7 @@ pub async fn events(
             where coalesce(bytes_before, 0) < {bytes_max}
             order by position
          ) to stdout (format binary)",
+        COLUMN_NAMES.join(", "),
         list(holds)
     );
     let (mut decoder, mut rows) = (Decoder::default(), Vec::new());

@@ -13,6 +13,10 @@ pub struct Identity {
     pub system_identifier: i64,
     /// The cluster's identifier when the schema was made.
     pub expected_identifier: i64,
+    /// The history that the server goes on from; 0 on a standby.
+    pub timeline: i64,
+    /// The history that progress was written in.
+    pub expected_timeline: i64,
     /// How many lanes there are.
     pub lanes: i32,
 }
@@ -23,9 +27,19 @@ pub struct Identity {
 /// When the statement fails, as it does before the schema is made.
 pub async fn read(connection: &mut PgConnection) -> sqlx::Result<Identity> {
     sqlx::query_as(
-        "select pg_is_in_recovery() as standby, c.system_identifier, i.system_identifier as expected_identifier, i.lanes
+        "select pg_is_in_recovery() as standby, c.system_identifier, i.system_identifier as expected_identifier,
+                case when pg_is_in_recovery() then 0 else outbox.timeline() end as timeline,
+                i.timeline as expected_timeline, i.lanes
          from outbox.identity i, pg_control_system() c",
     )
     .fetch_one(connection)
     .await
+}
+
+/// Accepts the history that the server goes on from now.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn adopt_timeline(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("update outbox.identity set timeline = outbox.timeline()").execute(connection).await.map(drop)
 }

@@ -87,19 +87,20 @@ pub async fn renew(connection: &mut PgConnection, instance: Uuid, ttl: Duration)
 }
 
 /// Frees the lanes of relays whose lease has run out, claims free ones up to the relay's share, and says how many it
-/// owns above it. A share is the lanes divided by the live relays, rounded up.
+/// owns above it. A share is `share`, or the lanes divided by the live relays, rounded up.
 ///
 /// # Errors
 /// When a statement fails.
-pub async fn share(connection: &mut PgConnection, instance: Uuid) -> sqlx::Result<Share> {
+pub async fn share(connection: &mut PgConnection, instance: Uuid, share: Option<i64>) -> sqlx::Result<Share> {
     // The lanes' owner becomes null with it.
     sqlx::query("delete from outbox.relays where lease_until < clock_timestamp()").execute(&mut *connection).await?;
     let (share, owned): (i64, i64) = sqlx::query_as(
-        "select ceil(count(*)::numeric / greatest((select count(*) from outbox.relays), 1))::bigint,
+        "select coalesce($2, ceil(count(*)::numeric / greatest((select count(*) from outbox.relays), 1))::bigint),
                 count(*) filter (where owner = $1)
          from outbox.progress",
     )
     .bind(instance)
+    .bind(share)
     .fetch_one(&mut *connection)
     .await?;
     let claimed = if owned < share { claim(connection, instance, share - owned).await? } else { Vec::new() };

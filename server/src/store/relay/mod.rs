@@ -10,7 +10,10 @@ pub mod held;
 pub mod identity;
 pub mod lease;
 pub mod progress;
+pub mod replication;
 pub mod row;
+pub mod slot;
+pub mod stream;
 
 use std::{str::FromStr as _, time::Duration};
 

@@ -71,6 +71,16 @@ pub async fn write(
     rows.iter().map(|row| row.try_get("lane")).collect()
 }
 
+/// What each lane's progress sees, as it is written.
+///
+/// # Errors
+/// When the statement fails or its answer cannot be read.
+pub async fn seen(connection: &mut PgConnection) -> sqlx::Result<Vec<Snapshot>> {
+    let texts: Vec<String> =
+        sqlx::query_scalar("select distinct snapshot::text from outbox.progress").fetch_all(connection).await?;
+    texts.iter().map(|text| Snapshot::parse(text).map_err(super::decode_error)).collect()
+}
+
 #[derive(Default)]
 struct Columns<'a> {
     lane: Vec<i16>,

@@ -1,26 +1,43 @@
 //! Rows of events as `copy … (format binary)` sends them.
 //!
-//! A row keeps the bytes that came from the server and is read in place: nothing is copied. The order of the columns
-//! is that of `fetch`'s statement. Source of the format: PostgreSQL documentation, `COPY`, "Binary Format".
+//! A row keeps the bytes that came from the server and is read in place: nothing is copied. Source of the format: PostgreSQL documentation, `COPY`, "Binary Format".
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_LEN: usize = SIGNATURE.len() + 8;
-const COLUMNS: i16 = 15;
-/// The places of key and payload among them.
-const SIZED: [i16; 2] = [5, 9];
+/// The columns of a row, in its order.
+pub(super) const COLUMN_NAMES: [&str; 15] = [
+    "position",
+    "lane",
+    "id",
+    "namespace",
+    "topic",
+    "key",
+    "source",
+    "type",
+    "subject",
+    "data",
+    "content_type",
+    "headers",
+    "time",
+    "traceparent",
+    "tracestate",
+];
+const COLUMNS: i16 = COLUMN_NAMES.len() as i16;
+/// Key and payload, which count as the row's size.
+const SIZED: [usize; 2] = [5, 9];
 /// Microseconds from the Unix epoch to Postgres's, 2000-01-01.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
 /// What came is not what was asked for.
 #[derive(Debug, thiserror::Error)]
 #[error("an event's row cannot be read: {0}")]
-pub struct Malformed(&'static str);
+pub struct Malformed(pub(super) &'static str);
 
 /// One event's row.
 #[derive(Clone, Debug)]
@@ -110,6 +127,29 @@ impl Row {
         })
     }
 
+    /// Puts a row together from its columns, in the order of `fetch`'s statement and in their binary form.
+    ///
+    /// # Errors
+    /// [`Malformed`] when position or lane cannot be read.
+    pub(super) fn assemble(columns: &[Option<&[u8]>; COLUMN_NAMES.len()]) -> Result<Self, Malformed> {
+        let len = columns.iter().map(|column| 4 + column.map_or(0, <[u8]>::len)).sum();
+        let mut bytes = BytesMut::with_capacity(len);
+        for column in columns {
+            let len = column.map_or(Ok(-1), |value| i32::try_from(value.len()));
+            bytes.put_i32(len.map_err(|_| Malformed("a column is too long"))?);
+            bytes.put_slice(column.unwrap_or_default());
+        }
+        let size = SIZED.iter().map(|column| columns[*column].map_or(0, <[u8]>::len)).sum();
+        Self::new(bytes.freeze(), size)
+    }
+
+    fn new(bytes: Bytes, size: usize) -> Result<Self, Malformed> {
+        let mut fields = Fields(&bytes);
+        let position = i64::from_be_bytes(fixed(fields.required()?)?);
+        let lane = i16::from_be_bytes(fixed(fields.required()?)?);
+        Ok(Self { bytes, lane, position, size })
+    }
+
     /// Takes one row off the front; `None` when it has not come whole.
     fn split(bytes: &mut Bytes) -> Result<Option<Self>, Malformed> {
         let mut rest = &bytes[..];
@@ -120,7 +160,7 @@ impl Row {
         if rest.get_i16() != COLUMNS {
             return Err(Malformed("it has another number of columns"));
         }
-        for column in 0..COLUMNS {
+        for column in 0..COLUMN_NAMES.len() {
             if rest.len() < 4 {
                 return Ok(None);
             }
@@ -135,10 +175,7 @@ impl Row {
         }
         let len = bytes.len() - rest.len();
         let bytes = bytes.split_to(len).slice(2..);
-        let mut fields = Fields(&bytes);
-        let position = i64::from_be_bytes(fixed(fields.required()?)?);
-        let lane = i16::from_be_bytes(fixed(fields.required()?)?);
-        Ok(Some(Self { bytes, lane, position, size }))
+        Self::new(bytes, size).map(Some)
     }
 }
 

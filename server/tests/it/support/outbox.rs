@@ -8,8 +8,9 @@ use std::{
 use outbox_harness::{eventually, kafka, postgres::Database};
 use outbox_server::{
     config,
+    model::source::Source,
     relay::{Error, Relay, Status, kafka::Kafka, publisher::Publisher},
-    store::{self, held::Holds},
+    store::{self, held::Holds, relay::stream::Stream},
 };
 use rdkafka::message::{Message as _, OwnedMessage};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -151,6 +152,42 @@ impl Outbox {
             assert_eq!(&found[key], ids, "the events of key {key:?} in order");
         }
         published.0.len() - stored.len()
+    }
+
+    /// Asks for a source, as `outboxd relay switch` does.
+    pub(crate) async fn desire(&self, source: Source) {
+        store::relay::stream::desire(&mut self.connect().await, source).await.expect("it can be asked for");
+    }
+
+    /// The row that says which source is in force.
+    pub(crate) async fn stream(&self) -> Stream {
+        store::relay::stream::read(&mut self.connect().await).await.expect("it can be read")
+    }
+
+    /// Waits until a source is in force.
+    pub(crate) async fn in_force(&self, source: Source) {
+        let what = format!("`{source}` is in force");
+        eventually(&what, PATIENCE, async || (self.stream().await.source == source).then_some(())).await;
+    }
+
+    /// Asks for a source and waits until it is in force.
+    pub(crate) async fn switch(&self, source: Source) {
+        self.desire(source).await;
+        self.in_force(source).await;
+    }
+
+    /// Stores `count` events over `keys` keys in as many transactions, one after another.
+    pub(crate) async fn emit_singly(&self, count: usize, keys: usize) {
+        let mut connection = self.connect().await;
+        for n in 0..count {
+            sqlx::query("select outbox.emit($1, 'test.single', to_jsonb($2), 'key-' || $3)")
+                .bind(&self.topic)
+                .bind(i64::try_from(n).expect("few"))
+                .bind(i64::try_from(n % keys).expect("few"))
+                .execute(&mut connection)
+                .await
+                .expect("an event can be stored");
+        }
     }
 
     pub(crate) fn relay_config() -> config::Relay {

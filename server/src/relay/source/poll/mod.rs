@@ -6,36 +6,40 @@
 mod pace;
 mod ranges;
 mod reader;
+mod to_wal;
 
 use std::time::Instant;
 
 use uuid::Uuid;
 
+pub(super) use self::to_wal::over_budget;
 use self::{
     pace::Pace,
     ranges::Ranges,
     reader::{Answer, Question, Reader},
+    to_wal::ToWal,
 };
-use super::{Batch, Room, Source, Unwritten};
+use super::{Batch, Room, Source, Steered, Unwritten};
 use crate::{
-    config,
     model::{
         delivery,
         progress::{Base, Progress},
     },
-    relay::{Error, lane::Lanes, window::Settled},
+    relay::{Error, Settings, lane::Lanes, window::Settled},
     store::relay::{
         Connection,
         fetch::{Now, Page, Request},
         lease::Mark,
         progress::{self, LaneRow},
         row::Row,
+        stream::Stream,
     },
 };
 
 /// The source.
 pub(in crate::relay) struct Poll {
     instance: Uuid,
+    to_wal: ToWal,
     reader: Reader,
     ranges: Ranges,
     pace: Pace,
@@ -47,12 +51,13 @@ pub(in crate::relay) struct Poll {
 
 impl Poll {
     /// Reads on a connection of its own.
-    pub(in crate::relay) fn new(instance: Uuid, connection: Connection, config: &config::Relay) -> Self {
+    pub(in crate::relay) fn new(settings: &Settings, connection: Connection) -> Self {
         Self {
-            instance,
+            instance: settings.instance,
+            to_wal: ToWal::new(settings),
             reader: Reader::new(connection),
             ranges: Ranges::default(),
-            pace: Pace::new(config),
+            pace: Pace::new(&settings.config),
             mark: Mark { floor: 0, xid: u64::MAX },
             round: 1,
         }
@@ -165,5 +170,11 @@ impl Source for Poll {
             }
         }
         Ok(lost)
+    }
+
+    fn committed(&mut self) {}
+
+    async fn steer(&mut self, connection: &mut Connection, lanes: &Lanes, stream: &Stream) -> Result<Steered, Error> {
+        self.to_wal.steer(connection, lanes.len(), stream).await
     }
 }

@@ -1,0 +1,112 @@
+//! `outboxd relay`: changes the relay's source, and gives the answer that it may ask for.
+
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::{
+    config::Config,
+    model::source::Source,
+    store::relay::{self as store, Connection, identity, stream},
+};
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const SAY_EVERY: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Changes where events are read from, while servers run and commits go on
+    Switch(Switch),
+    /// Accepts the timeline that the database is on now: say so only when no commit was lost in a failover or restore
+    Adopt,
+}
+
+/// Asks for a source and waits until it is in force. Events keep their order, and none is lost, whenever this is done;
+/// polling goes on until the log can take over. `wal` needs wal_level = logical and a role that may replicate.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  outboxd relay switch wal
+  outboxd relay switch poll --wait-s 60
+  outboxd relay switch wal --wait-s 0     only asks; the relay changes as soon as it can")]
+pub(super) struct Switch {
+    /// poll: look into the table; wal: stream the write-ahead log
+    source: Name,
+    /// Seconds to wait until it is in force
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    wait_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Name {
+    Poll,
+    Wal,
+}
+
+impl Command {
+    pub(super) async fn run(&self, config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut connection = store::connect(&config.database.url).await?;
+        match self {
+            Self::Switch(switch) => switch.run(&mut connection).await,
+            Self::Adopt => {
+                identity::adopt_timeline(&mut connection).await?;
+                let timeline = identity::read(&mut connection).await?.timeline;
+                println!("relay progress is trusted on timeline {timeline}; start the servers again");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Switch {
+    async fn run(&self, connection: &mut Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let wanted = match self.source {
+            Name::Poll => Source::Poll,
+            Name::Wal => Source::Wal,
+        };
+        stream::desire(connection, wanted).await?;
+        let (began, mut said) = (Instant::now(), None::<Instant>);
+        loop {
+            let stream = stream::read(connection).await?;
+            if stream.source == wanted {
+                println!("the source in force is `{wanted}`");
+                return Ok(());
+            }
+            if stream.desired != wanted {
+                let why = stream.note.unwrap_or_else(|| format!("`{}` was asked for meanwhile", stream.desired));
+                return Err(format!("`{wanted}` is not in force: {why}").into());
+            }
+            if self.wait_s == 0 {
+                println!("`{wanted}` is asked for; `{}` is in force until the relay has changed", stream.source);
+                return Ok(());
+            }
+            if began.elapsed() >= Duration::from_secs(self.wait_s) {
+                let step = step(&stream);
+                return Err(format!("`{wanted}` is not in force after {} s: {step}", self.wait_s).into());
+            }
+            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                said = Some(Instant::now());
+                eprintln!("{:>4} s: {}", began.elapsed().as_secs(), step(&stream));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// What a change waits for.
+fn step(stream: &stream::Stream) -> String {
+    match (&stream.note, stream.owner, stream.source, &stream.slot) {
+        (Some(note), ..) => note.clone(),
+        (None, None, ..) => "no server with a relay has taken it up; is one running?".into(),
+        (None, _, Source::Poll, None) => {
+            "a slot is being made, which waits for every transaction that is writing".into()
+        }
+        (None, _, Source::Poll, Some(slot)) => {
+            format!("the slot {} is made; polling settles what came before it", slot.name)
+        }
+        (None, _, Source::Wal, _) => "the log is streamed up to a checkpoint, and what was read settles".into(),
+    }
+}

@@ -1,0 +1,207 @@
+//! The relay on the write-ahead log when its slot, its connection, its process or Kafka fail it.
+
+use std::time::Duration;
+
+use outbox_harness::eventually;
+use outbox_server::{
+    config,
+    model::{
+        log::{LogPosition, Lsn},
+        snapshot::Snapshot,
+        source::Source,
+    },
+    relay::{Error, Relay},
+    store::relay::{lease, stream},
+};
+use sqlx::Executor as _;
+use uuid::Uuid;
+
+use crate::{
+    relay_wal::sender,
+    support::{
+        faulty::{Faults, Faulty},
+        outbox::{Outbox, PATIENCE, Running, publisher},
+    },
+};
+
+async fn slot(outbox: &Outbox) -> String {
+    outbox.stream().await.slot.expect("there is one").name
+}
+
+/// Ends whoever streams from the slot and drops it, as an operator might by mistake.
+async fn drop_slot(outbox: &Outbox, name: &str) {
+    let mut connection = outbox.connect().await;
+    eventually("the slot can be dropped", PATIENCE, async || {
+        let statement =
+            "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1 and active";
+        sqlx::query(statement).bind(name).execute(&mut connection).await.expect("it can be ended");
+        let dropped = sqlx::query("select pg_drop_replication_slot($1)").bind(name).execute(&mut connection).await;
+        dropped.is_ok().then_some(())
+    })
+    .await;
+}
+
+/// Trap 12.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_dropped_in_mid_run_is_repaired_from_the_table() {
+    let outbox = Outbox::fresh("dropped", 1).await;
+    let mut relay = outbox.relay();
+    outbox.switch(Source::Wal).await;
+    outbox.emit_singly(50, 5).await;
+    outbox.all_settled().await;
+    let lost = slot(&outbox).await;
+
+    drop_slot(&outbox, &lost).await;
+    outbox.emit_singly(50, 5).await;
+    relay.until("it is said", |s| s.source_note.as_ref().is_some_and(|note| note.contains("is lost"))).await;
+    outbox.in_force(Source::Wal).await;
+    outbox.emit_singly(50, 5).await;
+    outbox.all_settled().await;
+
+    assert_ne!(slot(&outbox).await, lost, "another slot");
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Trap 12: a slot of the same name that does not go back to what is settled skips silently.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_made_anew_by_somebody_else_is_not_trusted() {
+    let outbox = Outbox::fresh("anew", 1).await;
+    let relay = outbox.relay();
+    outbox.switch(Source::Wal).await;
+    outbox.emit_singly(20, 5).await;
+    outbox.all_settled().await;
+    relay.stop().await;
+    let name = slot(&outbox).await;
+    drop_slot(&outbox, &name).await;
+    outbox.emit_singly(20, 5).await;
+    let make = sqlx::query("select pg_create_logical_replication_slot($1, 'pgoutput')").bind(&name);
+    make.execute(&mut outbox.connect().await).await.expect("a slot of the same name");
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    outbox.in_force(Source::Wal).await;
+    assert_ne!(slot(&outbox).await, name, "another slot");
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_is_made_again() {
+    let outbox = Outbox::fresh("reconnect", 1).await;
+    let relay = outbox.relay();
+    outbox.switch(Source::Wal).await;
+    for _ in 0..3 {
+        outbox.emit_singly(20, 5).await;
+        outbox.all_settled().await;
+        let pid = sender(&outbox).await.expect("it streams");
+        sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(&mut outbox.connect().await).await.unwrap();
+        outbox.emit_singly(20, 5).await;
+        let again = async || sender(&outbox).await.filter(|now| *now != pid);
+        eventually("it streams again", PATIENCE, again).await;
+    }
+    outbox.all_settled().await;
+
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Trap 6: the next relay waits for the lease, then ends whoever still holds the slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_crashes_is_followed_by_another_that_stood_by() {
+    let outbox = Outbox::fresh("follow", 1).await;
+    let first = outbox.relay();
+    outbox.switch(Source::Wal).await;
+    let second = outbox.relay();
+    outbox.emit_singly(50, 5).await;
+    outbox.all_settled().await;
+
+    first.crash().await;
+    outbox.emit_singly(50, 5).await;
+    outbox.all_settled().await;
+
+    assert_eq!(outbox.stream().await.source, Source::Wal);
+    outbox.assert_all_published_in_order().await;
+    second.stop().await;
+}
+
+/// Kafka takes nothing, and the log that is kept for the relay grows past its budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_budget_of_retained_log_the_relay_goes_back_to_poll_and_says_so() {
+    let outbox = Outbox::fresh("budget", 1).await;
+    let faults = Faults::default();
+    let config = config::Relay { retained_log_bytes_max: 40 << 20, ..Outbox::relay_config() };
+    let relay = Relay::with_publisher(config, &outbox.database_config(), Faulty::new(publisher(), &faults));
+    let mut relay = Running::start(relay);
+    outbox.switch(Source::Wal).await;
+    outbox.emit_singly(20, 5).await;
+    outbox.all_settled().await;
+    faults.change(|plan| plan.hold_reports = true);
+    outbox.emit_singly(20, 5).await;
+
+    let mut connection = outbox.connect().await;
+    connection.execute("create table other (data text)").await.expect("a table");
+    connection.execute("alter table other alter data set storage external").await.expect("it is not compressed");
+    let fill = "insert into other select repeat(md5(n::text), 100) from generate_series(1, 20000) n";
+    connection.execute(fill).await.expect("rows");
+    relay.until("it is said", |s| s.source_note.as_ref().is_some_and(|n| n.contains("retained_log_bytes_max"))).await;
+    assert_eq!((outbox.stream().await.source, outbox.stream().await.desired), (Source::Poll, Source::Poll));
+    let slots = "select count(*) from pg_replication_slots where database = current_database()";
+    let none = async || {
+        let slots: i64 = sqlx::query_scalar(slots).fetch_one(&mut outbox.connect().await).await.expect("a count");
+        (slots == 0).then_some(())
+    };
+    eventually("the log is let go", PATIENCE, none).await;
+
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_timeline_is_not_trusted_until_it_is_adopted() {
+    let outbox = Outbox::fresh("timeline", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.identity set timeline = timeline + 1").await.expect("it is changed");
+    outbox.emit(5, 1).await;
+
+    let error = outbox.relay().ended().await;
+    assert!(matches!(error, Error::Timeline { .. }), "{error}");
+    assert_eq!(outbox.unsettled().await, 5);
+
+    outbox_server::store::relay::identity::adopt_timeline(&mut connection).await.expect("it is adopted");
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    relay.stop().await;
+}
+
+/// Trap 6.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_in_the_log_is_written_only_under_the_present_epoch() {
+    let outbox = Outbox::fresh("epoch", 1).await;
+    let mut connection = outbox.connect().await;
+    let instance = Uuid::now_v7();
+    lease::register(&mut connection, instance, "test", Duration::from_secs(60)).await.expect("it registers");
+    outbox.desire(Source::Wal).await;
+    let before = stream::direct(&mut connection, instance).await.expect("it can be asked").expect("it is free");
+    let slot = stream::Slot {
+        name: "none".into(),
+        snapshot: Snapshot::parse("5:5:").expect("it is one"),
+        settled: LogPosition::at(Lsn(100)),
+    };
+    assert!(stream::set_slot(&mut connection, before, &slot).await.expect("it is written"));
+    assert!(stream::put_wal_in_force(&mut connection, before).await.expect("it is written"));
+    let to = |lsn| LogPosition { lsn: Lsn(lsn), index: 7 };
+    assert!(stream::settle(&mut connection, before, to(200), Vec::new()).await.expect("it is written"));
+
+    let now = stream::direct(&mut connection, instance).await.expect("it can be asked").expect("it is its own");
+    assert!(
+        !stream::settle(&mut connection, before, to(300), Vec::new()).await.expect("it is refused"),
+        "it woke too late"
+    );
+    let fallen_back = stream::put_poll_in_force(&mut connection, before, Source::Poll, None).await;
+    assert!(!fallen_back.expect("it is refused"), "it changes no source either");
+    assert_eq!(outbox.stream().await.slot.expect("there is one").settled, to(200));
+    assert!(stream::settle(&mut connection, now, to(400), Vec::new()).await.expect("it is written"));
+}
