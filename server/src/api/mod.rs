@@ -14,6 +14,7 @@ mod reason;
 mod state;
 mod status;
 mod trace;
+mod transact;
 
 use std::{error::Error, sync::Arc};
 
@@ -33,6 +34,7 @@ use self::{malformed::MalformedLayer, trace::TraceLayer};
 use crate::{
     catalog::Catalog,
     commit::Committer,
+    config,
     store::{event::Reader, state::State},
 };
 
@@ -48,6 +50,10 @@ pub struct Services {
     pub reader: Reader,
     /// Time limits of calls.
     pub limits: Limits,
+    /// Limits of interactive transactions.
+    pub transact: config::Transact,
+    /// Most rows of a page.
+    pub result_rows_max: u64,
     /// Largest request message in bytes.
     pub request_bytes_max: usize,
 }
@@ -62,8 +68,9 @@ pub async fn serve(
     health: HealthServer<impl Health>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Services { committer, catalog, state, reader, limits, request_bytes_max } = services;
-    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), reader.clone(), limits))
+    let Services { committer, catalog, state, reader, limits, transact, result_rows_max, request_bytes_max } = services;
+    let streams = transact::Streams::new(committer.clone(), &transact, result_rows_max);
+    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), streams, reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)

@@ -5,4 +5,5 @@ pub mod document;
 pub mod event;
 pub mod progress;
 pub mod snapshot;
+pub mod transact;
 pub mod value;

@@ -22,3 +22,4 @@ mod retry;
 mod support;
 mod tidy;
 mod trace;
+mod transact;
