@@ -57,11 +57,13 @@ fn read(path: &str) -> FileDescriptorSet {
     FileDescriptorSet::decode(bytes.as_slice()).expect("it is a descriptor set")
 }
 
+/// Request and response types, and which side streams.
+type Signature<'a> = (&'a str, &'a str, bool, bool);
+
 /// Everything of the package by name.
 #[derive(Default)]
 struct Contract<'a> {
-    /// Request and response types, and which side streams, by service and method.
-    services: BTreeMap<&'a str, BTreeMap<&'a str, (&'a str, &'a str, bool, bool)>>,
+    services: BTreeMap<&'a str, BTreeMap<&'a str, Signature<'a>>>,
     messages: BTreeMap<&'a str, &'a DescriptorProto>,
     enums: BTreeMap<&'a str, &'a EnumDescriptorProto>,
 }

@@ -14,7 +14,7 @@ use crate::{
     relay::{Relay, Wake},
     store::{
         self,
-        commit::{Executor, Statements},
+        commit::{Executor, Statements, transact::Transactions},
         event::Reader,
         migrate,
         numbers::Gauge,
@@ -117,20 +117,23 @@ fn services(
     let catalog = Arc::new(catalog);
     let statements = Arc::new(Statements::new(&catalog, config.commit.result_rows_max));
     let state = State::new(connector, Arc::clone(&statements), config);
-    let executor = Executor::new(connector.clone(), statements, &config.database, &config.commit);
+    let executor = Executor::new(connector.clone(), Arc::clone(&statements), &config.database, &config.commit);
+    let transactions = Transactions::new(connector, Arc::clone(&statements), state.clone(), config);
     let committed = move || {
         if let Some(wake) = &wake {
             wake.wake();
         }
     };
     api::Services {
-        committer: Committer::new(Arc::clone(&catalog), executor, state.clone(), config.commit.clone(), committed),
+        committer: Committer::new(Arc::clone(&catalog), executor, transactions, state.clone(), config, committed),
         catalog,
         state,
         gauge: Gauge::new(&reader),
         reader,
         policies: config.relay.clone(),
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
+        transact: config.transact.clone(),
+        result_rows_max: config.commit.result_rows_max,
         request_bytes_max: config.grpc.request_bytes_max,
     }
 }

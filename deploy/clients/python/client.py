@@ -172,6 +172,21 @@ def main():
           [outbox.DISPOSITION_APPLIED, outbox.DISPOSITION_DUPLICATE])
     check("the answer to the repeat of a delivery", again.results, handled.results)
 
+    # A transaction on a stream: read, decide, write; begun again it gets the first answer.
+    def transact(steps):
+        return [getattr(r, r.WhichOneof("step")) for r in commits.Transact(iter(steps), timeout=RPC_SECONDS)]
+
+    begin = outbox.TransactRequest(begin=outbox.Begin(request_id=str(uuid.uuid4())))
+    steps = [begin,
+             outbox.TransactRequest(read=outbox.Read(command=command("find_user", user_id=user).command)),
+             outbox.TransactRequest(commit=outbox.Run(operations=[command("find_user", user_id=user)]))]
+    _, page, committed = transact(steps)
+    check("the row that was read", page.result.rows[0].values[0].text, user)
+    check("the disposition of the transaction", committed.disposition, outbox.DISPOSITION_APPLIED)
+    again, = transact([begin])
+    check("the disposition of its repeat", again.disposition, outbox.DISPOSITION_REPLAYED)
+    check("the answer to its repeat", again.results, committed.results)
+
     # Errors are typed.
     other = outbox.CommitRequest(request_id=request.request_id, operations=[command("find_user", user_id=user)])
     code, info, _ = provoke(commits.Commit, other)

@@ -1970,6 +1970,134 @@ pub struct GetCommitResponse {
     #[prost(message, optional, tag = "1")]
     pub commit: ::core::option::Option<CommitResponse>,
 }
+/// A step of an interactive transaction.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TransactRequest {
+    #[prost(oneof = "transact_request::Step", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub step: ::core::option::Option<transact_request::Step>,
+}
+/// Nested message and enum types in `TransactRequest`.
+pub mod transact_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Step {
+        /// First, and once. Answered by `begun`, or by `committed` when the request id was answered before.
+        #[prost(message, tag = "1")]
+        Begin(super::Begin),
+        /// Runs operations and stages events. Answered by `ran`.
+        #[prost(message, tag = "2")]
+        Run(super::Run),
+        /// Reads the rows of a read-only command, a page at a time; ends an earlier read. Answered by `page`.
+        #[prost(message, tag = "3")]
+        Read(super::Read),
+        /// The next page of the read. Answered by `page`.
+        #[prost(message, tag = "4")]
+        NextPage(super::NextPage),
+        /// Reads a document as the transaction sees it. Answered by `found`.
+        #[prost(message, tag = "5")]
+        ReadDocument(super::ReadDocument),
+        /// Runs what it carries, then commits. Answered by `committed`, and the stream ends.
+        #[prost(message, tag = "6")]
+        Commit(super::Run),
+        /// Rolls back. Answered by `rolled_back`, and the stream ends.
+        #[prost(message, tag = "7")]
+        Rollback(super::Rollback),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TransactResponse {
+    #[prost(oneof = "transact_response::Step", tags = "1, 2, 3, 4, 5, 6")]
+    pub step: ::core::option::Option<transact_response::Step>,
+}
+/// Nested message and enum types in `TransactResponse`.
+pub mod transact_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Step {
+        #[prost(message, tag = "1")]
+        Begun(super::Begun),
+        #[prost(message, tag = "2")]
+        Ran(super::Ran),
+        #[prost(message, tag = "3")]
+        Page(super::Page),
+        #[prost(message, tag = "4")]
+        Found(super::Found),
+        /// Its results and event ids are those of the whole transaction.
+        #[prost(message, tag = "5")]
+        Committed(super::CommitResponse),
+        #[prost(message, tag = "6")]
+        RolledBack(super::RolledBack),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Begin {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// As in CommitRequest; claimed before anything is read. Must be empty when the transaction only reads.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "Isolation", tag = "3")]
+    pub isolation: i32,
+    /// Nothing can be written, and nothing is remembered.
+    #[prost(bool, tag = "4")]
+    pub read_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Begun {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Run {
+    /// Run at once, in this order. A failure ends the stream and rolls back.
+    #[prost(message, repeated, tag = "1")]
+    pub operations: ::prost::alloc::vec::Vec<Operation>,
+    /// Stored just before the commit, in the order of all steps.
+    #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<NewEvent>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Ran {
+    /// One result per operation of the step.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<OperationResult>,
+    /// One event id per event of the step.
+    #[prost(string, repeated, tag = "2")]
+    pub event_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Read {
+    /// Must be declared read-only. Sees what the transaction has changed.
+    #[prost(message, optional, tag = "1")]
+    pub command: ::core::option::Option<CommandCall>,
+    /// 1 to the server's limit on rows (1,000 unless configured); 0 means 100.
+    #[prost(uint32, tag = "2")]
+    pub page_rows: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextPage {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Page {
+    /// The page's rows.
+    #[prost(message, optional, tag = "1")]
+    pub result: ::core::option::Option<OperationResult>,
+    /// Whether there may be further rows.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadDocument {
+    #[prost(string, tag = "1")]
+    pub collection: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Found {
+    /// Absent: there is none.
+    #[prost(message, optional, tag = "1")]
+    pub document: ::core::option::Option<Document>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rollback {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolledBack {}
 /// How a commit was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2006,6 +2134,40 @@ impl Disposition {
             "DISPOSITION_REPLAYED" => Some(Self::Replayed),
             "DISPOSITION_DUPLICATE" => Some(Self::Duplicate),
             "DISPOSITION_VALIDATED" => Some(Self::Validated),
+            _ => None,
+        }
+    }
+}
+/// What a transaction sees of others, as in Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Isolation {
+    /// READ COMMITTED.
+    Unspecified = 0,
+    ReadCommitted = 1,
+    RepeatableRead = 2,
+    Serializable = 3,
+}
+impl Isolation {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ISOLATION_UNSPECIFIED",
+            Self::ReadCommitted => "ISOLATION_READ_COMMITTED",
+            Self::RepeatableRead => "ISOLATION_REPEATABLE_READ",
+            Self::Serializable => "ISOLATION_SERIALIZABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ISOLATION_UNSPECIFIED" => Some(Self::Unspecified),
+            "ISOLATION_READ_COMMITTED" => Some(Self::ReadCommitted),
+            "ISOLATION_REPEATABLE_READ" => Some(Self::RepeatableRead),
+            "ISOLATION_SERIALIZABLE" => Some(Self::Serializable),
             _ => None,
         }
     }
@@ -2128,6 +2290,34 @@ pub mod outbox_service_client {
                 .insert(GrpcMethod::new("outbox.v1.OutboxService", "Commit"));
             self.inner.unary(req, path, codec).await
         }
+        /// The interactive form: reads, decides and writes step by step, in one transaction. One response to each message, in
+        /// order; the first message is `begin`. The stream's life is the transaction's: its end without `commit` (a lost or
+        /// cancelled call, an error, a deadline, too long a silence) rolls back at once. Safe to repeat from the start with
+        /// the same `request_id`: when it was committed, the answer to `begin` is `committed`, with the first answer.
+        pub async fn transact(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::TransactRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TransactResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.OutboxService/Transact",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.OutboxService", "Transact"));
+            self.inner.streaming(req, path, codec).await
+        }
         /// Returns the stored answer of an earlier commit; NOT_FOUND (`COMMIT_NOT_FOUND`) when none is remembered.
         pub async fn get_commit(
             &mut self,
@@ -2174,6 +2364,20 @@ pub mod outbox_service_server {
             &self,
             request: tonic::Request<super::CommitRequest>,
         ) -> std::result::Result<tonic::Response<super::CommitResponse>, tonic::Status>;
+        /// Server streaming response type for the Transact method.
+        type TransactStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TransactResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The interactive form: reads, decides and writes step by step, in one transaction. One response to each message, in
+        /// order; the first message is `begin`. The stream's life is the transaction's: its end without `commit` (a lost or
+        /// cancelled call, an error, a deadline, too long a silence) rolls back at once. Safe to repeat from the start with
+        /// the same `request_id`: when it was committed, the answer to `begin` is `committed`, with the first answer.
+        async fn transact(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::TransactRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::TransactStream>, tonic::Status>;
         /// Returns the stored answer of an earlier commit; NOT_FOUND (`COMMIT_NOT_FOUND`) when none is remembered.
         async fn get_commit(
             &self,
@@ -2304,6 +2508,54 @@ pub mod outbox_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.OutboxService/Transact" => {
+                    #[allow(non_camel_case_types)]
+                    struct TransactSvc<T: OutboxService>(pub Arc<T>);
+                    impl<
+                        T: OutboxService,
+                    > tonic::server::StreamingService<super::TransactRequest>
+                    for TransactSvc<T> {
+                        type Response = super::TransactResponse;
+                        type ResponseStream = T::TransactStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::TransactRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OutboxService>::transact(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TransactSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,5 +1,7 @@
 //! Messages to the domain's types and back.
 
+mod transact;
+
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
@@ -8,6 +10,7 @@ use outbox_proto::v1::{self, operation, value::Kind};
 use prost_types::Timestamp;
 use uuid::Uuid;
 
+pub(super) use self::transact::{begin, done, empty_step, step};
 use super::call;
 use crate::{
     catalog::{Column, Command, Parameter},

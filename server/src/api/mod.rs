@@ -16,6 +16,7 @@ mod relay;
 mod state;
 mod status;
 mod trace;
+mod transact;
 mod waiting;
 
 use std::{error::Error, sync::Arc};
@@ -57,6 +58,10 @@ pub struct Services {
     pub policies: config::Relay,
     /// Time limits of calls.
     pub limits: Limits,
+    /// Limits of interactive transactions.
+    pub transact: config::Transact,
+    /// Most rows of a page.
+    pub result_rows_max: u64,
     /// Largest request message in bytes.
     pub request_bytes_max: usize,
 }
@@ -71,8 +76,20 @@ pub async fn serve(
     health: HealthServer<impl Health>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let Services { committer, catalog, state, reader, gauge, policies, limits, request_bytes_max } = services;
-    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), reader.clone(), limits))
+    let Services {
+        committer,
+        catalog,
+        state,
+        reader,
+        gauge,
+        policies,
+        limits,
+        transact,
+        result_rows_max,
+        request_bytes_max,
+    } = services;
+    let streams = transact::Streams::new(committer.clone(), &transact, result_rows_max);
+    let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), streams, reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd)

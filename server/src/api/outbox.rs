@@ -1,27 +1,33 @@
-//! `OutboxService`: Commit and GetCommit.
+//! `OutboxService`: Commit, Transact and GetCommit.
 
 use std::sync::Arc;
 
 use outbox_proto::v1::{
-    CommitRequest, CommitResponse, GetCommitRequest, GetCommitResponse, outbox_service_server::OutboxService,
+    CommitRequest, CommitResponse, GetCommitRequest, GetCommitResponse, TransactRequest, TransactResponse,
+    outbox_service_server::OutboxService,
 };
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::{
     call::{self, Limits},
     convert, status,
+    transact::Streams,
 };
 use crate::{commit::Committer, model::commit::RequestKey, store, store::event::Reader};
 
 pub(super) struct Outbox {
     committer: Committer,
+    streams: Streams,
     reader: Reader,
     limits: Limits,
 }
 
 impl Outbox {
-    pub(super) fn new(committer: Committer, reader: Reader, limits: Limits) -> Self {
-        Self { committer, reader, limits }
+    pub(super) fn new(committer: Committer, streams: Streams, reader: Reader, limits: Limits) -> Self {
+        Self { committer, streams, reader, limits }
     }
 }
 
@@ -36,6 +42,20 @@ impl OutboxService for Outbox {
         let answer = answer.await.unwrap_or_else(|_| Err(Arc::new(store::Error::DeadlineExceeded.into())));
         let answer = answer.map_err(|error| status::commit(&error))?;
         convert::response(request_id, answer).map(Response::new).map_err(|error| status::unreadable(&error))
+    }
+
+    type TransactStream = ReceiverStream<Result<TransactResponse, Status>>;
+
+    async fn transact(
+        &self,
+        request: Request<Streaming<TransactRequest>>,
+    ) -> Result<Response<Self::TransactStream>, Status> {
+        let deadline = self.streams.deadline(self.limits.deadline(request.metadata()));
+        let trace = call::trace(&request);
+        let (replies, responses) = mpsc::channel(1);
+        let serve = self.streams.clone().serve(request.into_inner(), replies, trace, deadline);
+        tokio::spawn(serve.in_current_span());
+        Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn get_commit(&self, request: Request<GetCommitRequest>) -> Result<Response<GetCommitResponse>, Status> {

@@ -68,6 +68,7 @@ reasons! {
     DOCUMENT_EXISTS: FailedPrecondition, Anew;
     DOCUMENT_TOO_LARGE: FailedPrecondition, Mend;
     VERSION_CONFLICT: Aborted, Anew;
+    TRANSACTION_IDLE: Aborted, Same;
     CONFLICT: Aborted, Same;
     QUEUE_FULL: ResourceExhausted, Same;
     DATABASE_UNAVAILABLE: Unavailable, Settle;

@@ -111,6 +111,11 @@ pub(super) fn document_not_found(collection: &str, id: &str) -> Status {
     reply(reason::DOCUMENT_NOT_FOUND, message).with("collection", &collection).with("id", &id).status()
 }
 
+pub(super) fn transaction_idle(idle: Duration) -> Status {
+    let message = format!("the transaction was rolled back, since no message came for {} ms", idle.as_millis());
+    reply(reason::TRANSACTION_IDLE, message).status()
+}
+
 fn not_read_only(message: String) -> Status {
     reply(reason::NOT_READ_ONLY, message).status()
 }
@@ -184,7 +189,7 @@ pub(super) fn store(error: &store::Error) -> Status {
             reply(reason::EVENT_ID_OUT_OF_RANGE, "an event id's time is too far from the database's")
         }
         E::Document { fault, actual, operation } => document(*fault, *actual).operation(*operation),
-        E::NotReadOnly => return not_read_only("the command tried to write, though it is declared read-only".into()),
+        E::NotReadOnly => return not_read_only("what only reads tried to write".into()),
         E::EventTooOld => reply(
             reason::EVENT_TOO_OLD,
             "the event is older than marks are kept: whether this consumer has handled it is not known any more",

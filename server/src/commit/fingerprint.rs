@@ -14,6 +14,10 @@ use crate::model::{
 
 const VERSION: u8 = 1;
 
+/// The fingerprint of every interactive transaction: what one will do is not known when it begins. No hash is all
+/// zeros, so no other request has it.
+pub const TRANSACT: [u8; 32] = [0; 32];
+
 /// The fingerprint of a request, 32 bytes.
 pub fn of(request: &Request) -> [u8; 32] {
     let mut hash = Hash(Sha256::new());

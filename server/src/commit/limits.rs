@@ -46,41 +46,66 @@ pub(super) struct Faults {
 
 /// Every fault of a request; none means that it may go on.
 pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+    let mut faults = identity(&request.namespace, Some(&request.request_id));
+    faults.content(request, config, now);
+    faults
+}
+
+/// The faults of a step of an interactive transaction: as of a request, without its identity.
+pub(super) fn step(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
     let mut faults = Faults::default();
-    faults.text("namespace", &request.namespace, NAMESPACE_BYTES_MAX);
-    faults.check("request_id", !request.request_id.is_empty(), || "is required: a UUIDv7 is the best choice".into());
-    let chars = request.request_id.chars().count();
-    faults.check("request_id", chars <= REQUEST_ID_CHARS_MAX, || {
-        format!("has {chars} characters; at most {REQUEST_ID_CHARS_MAX} are allowed")
-    });
-    faults.no_nul("request_id", &request.request_id);
-    let (operations, events) = (request.operations.len(), request.events.len());
-    let empty = operations + events == 0 && request.consume.is_none();
-    faults.check("operations", !empty, || "the request has neither operations nor events".into());
-    if let Some(consume) = &request.consume {
-        faults.field = "consume.".into();
-        faults.consume(consume, config, now);
-        faults.field.clear();
-    }
-    faults.count("operations", operations, config.operations_max);
-    faults.count("events", events, config.events_max);
-    for (index, operation) in request.operations.iter().enumerate().take(config.operations_max) {
-        if let Operation::Document(call) = operation {
-            faults.field = format!("operations[{index}].{}.", document_field(&call.verb));
-            faults.document(call, config.document_bytes_max);
-            faults.field.clear();
-        }
-    }
-    if events <= config.events_max {
-        for (index, event) in request.events.iter().enumerate() {
-            faults.field = format!("events[{index}].");
-            faults.event(event, config, now);
-        }
+    faults.content(request, config, now);
+    faults
+}
+
+/// The faults of what a request is known by.
+pub(super) fn identity(namespace: &str, request_id: Option<&str>) -> Faults {
+    let mut faults = Faults::default();
+    faults.text("namespace", namespace, NAMESPACE_BYTES_MAX);
+    if let Some(request_id) = request_id {
+        faults.check("request_id", !request_id.is_empty(), || "is required: a UUIDv7 is the best choice".into());
+        let chars = request_id.chars().count();
+        faults.check("request_id", chars <= REQUEST_ID_CHARS_MAX, || {
+            format!("has {chars} characters; at most {REQUEST_ID_CHARS_MAX} are allowed")
+        });
+        faults.no_nul("request_id", request_id);
     }
     faults
 }
 
+/// Bytes of an event's key, payload and headers.
+pub(super) fn event_bytes(event: &EventDraft) -> usize {
+    let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    headers + event.key.as_ref().map_or(0, Vec::len) + event.data.as_ref().map_or(0, Vec::len)
+}
+
 impl Faults {
+    fn content(&mut self, request: &Request, config: &config::Commit, now: DateTime<Utc>) {
+        let (operations, events) = (request.operations.len(), request.events.len());
+        let empty = operations + events == 0 && request.consume.is_none();
+        self.check("operations", !empty, || "the request has neither operations nor events".into());
+        if let Some(consume) = &request.consume {
+            self.field = "consume.".into();
+            self.consume(consume, config, now);
+            self.field.clear();
+        }
+        self.count("operations", operations, config.operations_max);
+        self.count("events", events, config.events_max);
+        for (index, operation) in request.operations.iter().enumerate().take(config.operations_max) {
+            if let Operation::Document(call) = operation {
+                self.field = format!("operations[{index}].{}.", document_field(&call.verb));
+                self.document(call, config.document_bytes_max);
+                self.field.clear();
+            }
+        }
+        if events <= config.events_max {
+            for (index, event) in request.events.iter().enumerate() {
+                self.field = format!("events[{index}].");
+                self.event(event, config, now);
+            }
+        }
+    }
+
     fn check(&mut self, field: &str, holds: bool, description: impl FnOnce() -> String) {
         self.lasting |= !holds;
         self.check_now(field, holds, description);
@@ -182,8 +207,7 @@ impl Faults {
     }
 
     fn size(&mut self, event: &EventDraft, max: usize) {
-        let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let size = headers + event.key.as_ref().map_or(0, Vec::len) + event.data.as_ref().map_or(0, Vec::len);
+        let size = event_bytes(event);
         self.check_now("data", size <= max, || {
             format!("the event has {size} bytes of key, payload and headers; at most {max} are allowed")
         });

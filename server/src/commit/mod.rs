@@ -10,6 +10,7 @@ mod flight;
 mod limits;
 mod operation;
 mod query;
+pub mod transact;
 
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::{
     model::commit::{Answer, Disposition, Request, RequestKey},
     store::{
         self,
-        commit::{Claim, Commit, Executor, Operation, Turn},
+        commit::{Claim, Commit, Executor, Operation, Turn, transact::Transactions},
         state::State,
     },
 };
@@ -71,8 +72,10 @@ pub struct Committer(Arc<Inner>);
 struct Inner {
     catalog: Arc<Catalog>,
     executor: Executor,
+    transactions: Transactions,
     state: State,
     config: config::Commit,
+    transact: config::Transact,
     flights: Arc<Flights>,
     /// Called after a commit with events.
     committed: Box<dyn Fn() + Send + Sync>,
@@ -91,12 +94,23 @@ impl Committer {
     pub fn new(
         catalog: Arc<Catalog>,
         executor: Executor,
+        transactions: Transactions,
         state: State,
-        config: config::Commit,
+        config: &config::Config,
         committed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
+        let (config, transact) = (config.commit.clone(), config.transact.clone());
         let flights = Flights::new(config.queue_max);
-        Self(Arc::new(Inner { catalog, executor, state, config, flights, committed: Box::new(committed) }))
+        Self(Arc::new(Inner {
+            catalog,
+            executor,
+            transactions,
+            state,
+            config,
+            transact,
+            flights,
+            committed: Box::new(committed),
+        }))
     }
 
     /// Commits a request, or answers what it was answered before.
@@ -195,10 +209,16 @@ impl Inner {
         })
     }
 
-    fn prepare(&self, request: &Request, key: RequestKey, now: DateTime<Utc>) -> Result<Vec<Operation>, Error> {
+    /// Whether a request id is too old for a request that has no answer.
+    fn expired(&self, key: RequestKey, now: DateTime<Utc>) -> Option<Error> {
         let window_hours = self.config.request_window_hours;
-        if key.made_at.is_some_and(|made_at| made_at < now - chrono::Duration::hours(i64::from(window_hours))) {
-            return Err(Error::RequestExpired { window_hours });
+        let window = chrono::Duration::hours(i64::from(window_hours));
+        key.made_at.filter(|made_at| *made_at < now - window).map(|_| Error::RequestExpired { window_hours })
+    }
+
+    fn prepare(&self, request: &Request, key: RequestKey, now: DateTime<Utc>) -> Result<Vec<Operation>, Error> {
+        if let Some(expired) = self.expired(key, now) {
+            return Err(expired);
         }
         operation::bind(&self.catalog, &self.config, &request.namespace, &request.operations)
     }

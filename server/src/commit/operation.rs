@@ -40,19 +40,26 @@ pub(super) fn bind(
 }
 
 /// The command that a call names.
-pub(super) fn find<'a>(
-    catalog: &'a Catalog,
-    call: &CommandCall,
-    operation: Option<usize>,
-) -> Result<&'a Arc<Command>, Error> {
+fn find<'a>(catalog: &'a Catalog, call: &CommandCall, operation: Option<usize>) -> Result<&'a Arc<Command>, Error> {
     catalog.get(&call.name).ok_or_else(|| {
         let suggestion = catalog.suggest(&call.name).map(str::to_owned);
         Error::UnknownCommand { operation, name: call.name.clone(), suggestion }
     })
 }
 
+/// A command that is declared read-only, to be read by itself.
+pub(super) fn read(catalog: &Catalog, namespace: &str, call: &CommandCall) -> Result<commit::Operation, Error> {
+    let command = find(catalog, call, None)?;
+    if !command.read_only {
+        return Err(Error::NotReadOnly { name: call.name.clone() });
+    }
+    let arguments = command.bind(namespace, &call.parameters);
+    let arguments = arguments.map_err(|errors| Error::Invalid(faults("command", errors).collect()))?;
+    Ok(commit::Operation { command: Arc::clone(command), arguments })
+}
+
 /// What is wrong with the parameters of a call that stands in this field.
-pub(super) fn faults(field: &str, errors: Vec<ParameterError>) -> impl Iterator<Item = Violation> {
+fn faults(field: &str, errors: Vec<ParameterError>) -> impl Iterator<Item = Violation> {
     errors.into_iter().map(move |error| Violation {
         field: format!("{field}.parameters[{}]", error.name()),
         description: error.to_string(),

@@ -1,14 +1,9 @@
 //! A read-only command run by itself: the same catalog, binding and errors as in a commit, and nothing remembered.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::{Committer, Error, operation};
-use crate::{
-    model::commit::{CommandCall, OperationResult},
-    store::commit::Operation,
-};
+use crate::model::commit::{CommandCall, OperationResult};
 
 impl Committer {
     /// Runs a command that the catalog declares read-only.
@@ -21,13 +16,7 @@ impl Committer {
         call: &CommandCall,
         deadline: Instant,
     ) -> Result<OperationResult, Error> {
-        let command = operation::find(&self.0.catalog, call, None)?;
-        if !command.read_only {
-            return Err(Error::NotReadOnly { name: call.name.clone() });
-        }
-        let arguments = command.bind(namespace, &call.parameters);
-        let arguments = arguments.map_err(|errors| Error::Invalid(operation::faults("command", errors).collect()))?;
-        let operation = Operation { command: Arc::clone(command), arguments };
+        let operation = operation::read(&self.0.catalog, namespace, call)?;
         Ok(self.0.state.query(&operation, deadline).await?)
     }
 }

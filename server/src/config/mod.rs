@@ -27,6 +27,8 @@ pub struct Config {
     pub catalog: Catalog,
     /// The write path.
     pub commit: Commit,
+    /// Interactive transactions.
+    pub transact: Transact,
     /// The relay from Postgres to Kafka.
     pub relay: Relay,
     /// Kafka.
@@ -138,6 +140,37 @@ impl Default for Commit {
             result_rows_max: 1_000,
             event_id_clock_window_ms: 600_000,
             default_source: "outboxd".into(),
+        }
+    }
+}
+
+/// Interactive transactions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transact {
+    /// Connections that run them, each one transaction at a time.
+    pub connections: u32,
+    /// Transactions that may wait for a connection; more are refused with RESOURCE_EXHAUSTED.
+    pub queue_max: usize,
+    /// How long a caller may be silent before the transaction is rolled back.
+    pub idle_ms: u64,
+    /// How long a transaction may take, waiting included.
+    pub total_ms: u64,
+    /// Messages of one transaction.
+    pub steps_max: usize,
+    /// Key, payload and headers of all its events together: they are held in memory until it commits.
+    pub events_bytes_max: usize,
+}
+
+impl Default for Transact {
+    fn default() -> Self {
+        Self {
+            connections: 8,
+            queue_max: 64,
+            idle_ms: 5_000,
+            total_ms: 30_000,
+            steps_max: 1_000,
+            events_bytes_max: 16 << 20,
         }
     }
 }

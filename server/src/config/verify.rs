@@ -44,8 +44,9 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 25] {
-        let (grpc, database, commit, relay) = (&self.grpc, &self.database, &self.commit, &self.relay);
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 31] {
+        let (grpc, database, commit, transact, relay) =
+            (&self.grpc, &self.database, &self.commit, &self.transact, &self.relay);
         let day_ms = 86_400_000;
         [
             ("grpc.request_bytes_max", grpc.request_bytes_max as u64, 1 << 10, 1 << 30),
@@ -65,6 +66,12 @@ impl Config {
             ("commit.document_bytes_max", commit.document_bytes_max as u64, 1, 128 << 20),
             ("commit.result_rows_max", commit.result_rows_max, 1, 1 << 20),
             ("commit.event_id_clock_window_ms", commit.event_id_clock_window_ms, 1, day_ms),
+            ("transact.connections", transact.connections.into(), 1, 1_000),
+            ("transact.queue_max", transact.queue_max as u64, 0, 1 << 20),
+            ("transact.idle_ms", transact.idle_ms, 1, day_ms),
+            ("transact.total_ms", transact.total_ms, 1, day_ms),
+            ("transact.steps_max", transact.steps_max as u64, 1, 1 << 20),
+            ("transact.events_bytes_max", transact.events_bytes_max as u64, 1, 256 << 20),
             ("relay.lease_ttl_ms", relay.lease_ttl_ms, 1_000, day_ms),
             ("relay.poll_interval_max_ms", relay.poll_interval_max_ms, 1, 60_000),
             ("relay.in_flight_events_max", relay.in_flight_events_max as u64, 1, 1 << 20),

@@ -160,6 +160,13 @@ pub struct Answer {
     pub committed_at: DateTime<Utc>,
 }
 
+impl Answer {
+    /// The answer of what wrote nothing and is not remembered.
+    pub fn nothing(results: Vec<OperationResult>) -> Self {
+        Self { disposition: Disposition::Applied, results, event_ids: Vec::new(), committed_at: Utc::now() }
+    }
+}
+
 /// What one operation did, in the form in which it is stored: column types by name and values as Postgres writes
 /// them, so that an answer reads the same however the catalog has changed since.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,4 +8,5 @@ pub mod log;
 pub mod progress;
 pub mod snapshot;
 pub mod source;
+pub mod transact;
 pub mod value;

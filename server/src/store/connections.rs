@@ -101,6 +101,11 @@ impl Lease {
         }
     }
 
+    /// The connection as it is; `None` once it was lost.
+    pub(super) fn connection(&mut self) -> Option<&mut PgConnection> {
+        self.session.as_mut().map(|session| &mut session.connection)
+    }
+
     /// Sets the statement timeout; a connection that cannot even do this is closed.
     async fn set_timeout(&mut self, timeout: Duration) {
         let Some(session) = &mut self.session else { return };

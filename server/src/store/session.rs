@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 
 use super::Error;
 use crate::config;
@@ -22,7 +22,7 @@ pub struct Connector {
     options: PgConnectOptions,
     timeout: Duration,
     /// Further settings of its sessions.
-    settings: &'static str,
+    settings: String,
 }
 
 impl Connector {
@@ -35,14 +35,19 @@ impl Connector {
         Ok(Self {
             options: options.application_name("outboxd").disable_statement_logging(),
             timeout: Duration::from_millis(config.connect_timeout_ms),
-            settings: "",
+            settings: String::new(),
         })
     }
 
     /// One whose connections cannot write.
     #[must_use]
     pub fn read_only(&self) -> Self {
-        Self { settings: "set default_transaction_read_only = on", ..self.clone() }
+        self.with("set default_transaction_read_only = on".into())
+    }
+
+    /// One whose connections begin with these statements.
+    pub(super) fn with(&self, settings: String) -> Self {
+        Self { settings, ..self.clone() }
     }
 
     /// Opens a connection.
@@ -54,7 +59,7 @@ impl Connector {
             let mut connection = self.options.connect().await?;
             prepare(&mut connection).await?;
             if !self.settings.is_empty() {
-                connection.execute(self.settings).await?;
+                connection.execute(AssertSqlSafe(self.settings.clone())).await?;
             }
             Ok::<_, sqlx::Error>(connection)
         });

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every connection here is read-only, whatever runs on it. Deliberately not here: changes (`commit`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow, types::Json};
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     Error, Failure,
     commit::{
-        Operation, Statements,
+        self, Claim, Operation, Statements,
         statement::{Arguments, columns},
     },
     connections::Connections,
@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     config,
-    model::{commit::OperationResult, document::Document},
+    model::{
+        commit::{Answer, OperationResult},
+        document::Document,
+    },
 };
 
 const COLUMNS: &str = "d.namespace, d.collection, d.id, d.version, d.value::text as json, d.created_at, d.updated_at";
@@ -90,6 +93,32 @@ impl State {
         rows.iter().map(document).collect::<Result<_, _>>().map_err(unreadable)
     }
 
+    /// The stored answer of a request, for one who holds its claim.
+    ///
+    /// # Errors
+    /// When the database cannot be read in time.
+    pub(super) async fn answer(
+        &self,
+        claim: &Claim,
+        window: Duration,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, Error> {
+        let mut lease = self.0.connections.acquire(deadline).await?;
+        let mut found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
+        if let Err(Failure::Lost(_)) = found {
+            // An idle connection may have died since it was last used.
+            lease.discard();
+            found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
+        }
+        match found {
+            Err(Failure::Lost(source)) => Err(Error::Unavailable(source)),
+            found => {
+                lease.put_back();
+                found.map_err(Failure::into_error)
+            }
+        }
+    }
+
     /// Runs a read-only command.
     ///
     /// # Errors
@@ -132,12 +161,7 @@ impl Inner {
     async fn attempt(&self, connection: &mut PgConnection, read: &Read<'_>) -> Result<Vec<PgRow>, Failure> {
         let rows = match *read {
             Read::Document { namespace, collection, id } => {
-                let sql = format!(
-                    "select {COLUMNS} from outbox.documents d
-                     where d.namespace = $1 and d.collection = $2 and d.id = $3"
-                );
-                let query = sqlx::query(AssertSqlSafe(sql)).bind(namespace).bind(collection).bind(id);
-                query.fetch_all(connection).await
+                fetch(connection, namespace, collection, id).await.map(|row| row.into_iter().collect())
             }
             Read::Documents(filter) => {
                 let sql = format!(
@@ -158,6 +182,27 @@ impl Inner {
         };
         rows.map_err(|error| Failure::read(error, matches!(read, Read::Query(_)).then_some(0)))
     }
+}
+
+/// One document, on a connection of the caller's.
+pub(super) async fn find(
+    connection: &mut PgConnection,
+    namespace: &str,
+    collection: &str,
+    id: &str,
+) -> Result<Option<Document>, sqlx::Error> {
+    fetch(connection, namespace, collection, id).await?.map(|row| document(&row)).transpose()
+}
+
+async fn fetch(
+    connection: &mut PgConnection,
+    namespace: &str,
+    collection: &str,
+    id: &str,
+) -> Result<Option<PgRow>, sqlx::Error> {
+    let sql =
+        format!("select {COLUMNS} from outbox.documents d where d.namespace = $1 and d.collection = $2 and d.id = $3");
+    sqlx::query(AssertSqlSafe(sql)).bind(namespace).bind(collection).bind(id).fetch_optional(connection).await
 }
 
 fn unreadable(error: sqlx::Error) -> Error {

@@ -27,3 +27,4 @@ mod retry;
 mod support;
 mod tidy;
 mod trace;
+mod transact;

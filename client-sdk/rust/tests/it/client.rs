@@ -48,6 +48,15 @@ impl OutboxService for Server {
         }
     }
 
+    type TransactStream = tokio_stream::Empty<Result<v1::TransactResponse, Status>>;
+
+    async fn transact(
+        &self,
+        _: Request<tonic::Streaming<v1::TransactRequest>>,
+    ) -> Result<Response<Self::TransactStream>, Status> {
+        Err(Status::unimplemented("the client calls no transactions"))
+    }
+
     async fn get_commit(&self, request: Request<GetCommitRequest>) -> Result<Response<GetCommitResponse>, Status> {
         let request = request.into_inner();
         if request.request_id == "known" && request.namespace == "shop" {

@@ -6,7 +6,7 @@
 use sqlx::{Connection as _, PgConnection, Row as _, types::Json};
 
 use super::{
-    Claim, Commit, Inner, Operation,
+    Claim, Commit, Inner, Operation, Statements,
     answer::{answer, find, find_handled},
     statement::{self, Arguments},
 };
@@ -124,37 +124,13 @@ impl Inner {
         self.claim(connection, &commit.claim).await?;
         let mut results = Vec::with_capacity(commit.operations.len());
         for (index, operation) in commit.operations.iter().enumerate() {
-            results.push(self.operation(connection, operation, index).await?);
+            results.push(self::operation(&self.statements, connection, operation, index).await?);
         }
         let mut finish = Arguments::default();
         finish.finish(commit, &self.statements, Some(&results));
         let finish = sqlx::query_with(self.statements.finish(), finish.into_inner());
         let row = finish.fetch_one(connection).await.map_err(plain)?;
         answer(&row, Disposition::Applied, commit.event_ids())
-    }
-
-    async fn operation(
-        &self,
-        connection: &mut PgConnection,
-        operation: &Operation,
-        index: usize,
-    ) -> Result<OperationResult, Failure> {
-        let failed = |error| Failure::read(error, Some(index));
-        let mut arguments = Arguments::default();
-        arguments.texts(&operation.arguments);
-        let query = sqlx::query_with(self.statements.single(&operation.command), arguments.into_inner());
-        if !operation.command.wrappable {
-            let done = query.execute(connection).await.map_err(failed)?;
-            let rows_affected = i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
-            return Ok(OperationResult { rows_affected, columns: Vec::new(), rows: Vec::new() });
-        }
-        let row = query.fetch_one(connection).await.map_err(failed)?;
-        let Json(rows) = row.try_get("rows").map_err(failed)?;
-        Ok(OperationResult {
-            rows_affected: row.try_get("n").map_err(failed)?,
-            columns: statement::columns(&operation.command),
-            rows,
-        })
     }
 
     /// The answer that a claim has found: the request's own, or the one stored with the mark.
@@ -183,8 +159,30 @@ impl Inner {
     }
 }
 
+/// One operation by itself.
+pub(super) async fn operation(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    operation: &Operation,
+    index: usize,
+) -> Result<OperationResult, Failure> {
+    let failed = |error| Failure::read(error, Some(index));
+    let mut arguments = Arguments::default();
+    arguments.texts(&operation.arguments);
+    let query = sqlx::query_with(statements.single(&operation.command), arguments.into_inner());
+    if !operation.command.wrappable {
+        let done = query.execute(connection).await.map_err(failed)?;
+        let rows_affected = i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
+        return Ok(OperationResult { rows_affected, columns: Vec::new(), rows: Vec::new() });
+    }
+    let row = query.fetch_one(connection).await.map_err(failed)?;
+    let Json(rows) = row.try_get("rows").map_err(failed)?;
+    let rows_affected = row.try_get("n").map_err(failed)?;
+    Ok(OperationResult { rows_affected, columns: statement::columns(&operation.command), rows })
+}
+
 impl Commit {
-    fn event_ids(&self) -> Vec<uuid::Uuid> {
+    pub(super) fn event_ids(&self) -> Vec<uuid::Uuid> {
         self.events.iter().map(|event| event.id).collect()
     }
 }

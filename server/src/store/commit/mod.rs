@@ -11,6 +11,7 @@
 mod answer;
 mod apply;
 pub(super) mod statement;
+pub mod transact;
 
 use std::{sync::Arc, time::Duration};
 
@@ -96,6 +97,15 @@ struct Windows {
     consume: Duration,
 }
 
+impl Windows {
+    fn new(commit: &config::Commit) -> Self {
+        Self {
+            request: Duration::from_secs(u64::from(commit.request_window_hours) * 3_600),
+            consume: Duration::from_secs(u64::from(commit.consume_window_hours) * 3_600),
+        }
+    }
+}
+
 impl Executor {
     /// Makes an executor. Connections are opened when they are first needed.
     pub fn new(
@@ -107,10 +117,7 @@ impl Executor {
         Self(Arc::new(Inner {
             connections: Connections::new(connector, database.commit_connections as usize, commit.queue_max),
             statements,
-            windows: Windows {
-                request: Duration::from_secs(u64::from(commit.request_window_hours) * 3_600),
-                consume: Duration::from_secs(u64::from(commit.consume_window_hours) * 3_600),
-            },
+            windows: Windows::new(commit),
             conflict_retries_max: commit.conflict_retries_max,
         }))
     }

@@ -58,6 +58,8 @@ pub struct Statements {
     /// By form of claim, as `events_only` and `claim`.
     fused: HashMap<String, [Arc<str>; 2]>,
     single: HashMap<String, Arc<str>>,
+    /// Of read-only commands.
+    read: HashMap<String, Arc<str>>,
     events_only: [Arc<str>; 2],
     claim: [Arc<str>; 2],
     finish: Arc<str>,
@@ -73,6 +75,7 @@ impl Statements {
         Self {
             fused: fused.map(|c| (c.name.clone(), Form::ALL.map(|form| fused_sql(c, rows_max, form).into()))).collect(),
             single: commands().map(|c| (c.name.clone(), single_sql(c, rows_max).into())).collect(),
+            read: commands().filter(|c| c.read_only).map(|c| (c.name.clone(), read_sql(c).into())).collect(),
             events_only: Form::ALL.map(|form| events_only_sql(form).into()),
             claim: Form::ALL.map(|form| format!("select {}", form.call(1)).into()),
             finish: finish_sql().into(),
@@ -90,6 +93,10 @@ impl Statements {
 
     pub(in crate::store) fn single(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.single[&command.name]))
+    }
+
+    pub(super) fn read(&self, command: &Command) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.read[&command.name]))
     }
 
     pub(super) fn events_only(&self, claim: &Claim) -> AssertSqlSafe<Arc<str>> {
@@ -160,6 +167,12 @@ fn single_sql(command: &Command, rows_max: u64) -> String {
         Some(list) => format!("with {recursive}{list}\n{main}"),
         None => main.clone(),
     }
+}
+
+/// Opens a read of a command's rows, each a JSON array of texts.
+fn read_sql(command: &Command) -> String {
+    let (row, direct) = (command.row_expression(), command.direct());
+    format!("declare outboxd_read no scroll cursor for select {row} as row from (\n{direct}\n) as op")
 }
 
 /// Claim, operation, events and answer in one statement. The end takes the request key from the claim's row, so that

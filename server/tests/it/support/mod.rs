@@ -5,3 +5,4 @@ pub(crate) mod otlp;
 pub(crate) mod outbox;
 pub(crate) mod request;
 pub(crate) mod server;
+pub(crate) mod transaction;
