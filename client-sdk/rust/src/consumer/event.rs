@@ -107,6 +107,11 @@ impl Event {
         self.0.attributes.time
     }
 
+    /// When the record was written, by its producer's or its broker's clock.
+    pub fn recorded_at(&self) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_millis(self.0.record.timestamp().to_millis()?)
+    }
+
     /// The key, in whose order the events of a topic arrive.
     pub fn key(&self) -> Option<&[u8]> {
         self.0.record.key()
