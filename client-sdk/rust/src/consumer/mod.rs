@@ -34,6 +34,7 @@ mod redrive;
 mod retention;
 mod router;
 mod stats;
+mod structured;
 mod window;
 mod worker;
 
