@@ -82,6 +82,9 @@ pub enum DecodeError {
     /// `ce_id` is not a UUID.
     #[error("`ce_id` is `{0}`, expected a UUID")]
     Id(String),
+    /// The record's value is not an event in structured mode, although its content type says so.
+    #[error("the value is not a CloudEvent in structured mode: {0}")]
+    Structured(String),
     /// `ce_time` is not an RFC 3339 timestamp.
     #[error("`ce_time` is `{0}`, expected an RFC 3339 timestamp")]
     Time(String),

@@ -6,13 +6,16 @@
 //!
 //! Both join OpenTelemetry traces through `tracing`; see `examples/commit.rs` and `examples/consumer.rs`.
 //!
-//! It deliberately publishes nothing itself: events reach Kafka through the server's outbox only.
+//! It deliberately publishes nothing itself: events reach Kafka through the server's outbox only. Dead letters are no
+//! exception: they are records that came from there.
+#![doc = include_str!("../README.md")]
 
 mod backoff;
 pub mod claim;
 pub mod client;
 pub mod consumer;
 pub mod inbox;
+pub mod testkit;
 mod trace;
 
 pub use client::{
@@ -20,8 +23,8 @@ pub use client::{
     FromValue, Interval, IntoValue, NewEvent, Numeric, OperationResult, ReadError, Row, ValueError,
 };
 pub use consumer::{
-    BatchHandler, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
-    HandlerFn, PayloadError, RecordPlace, Stats, StatsReader,
+    BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
+    HandlerFn, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats, StatsReader, json,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

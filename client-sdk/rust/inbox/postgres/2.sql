@@ -16,3 +16,7 @@ create table if not exists outbox_inbox.claims (
     primary key (scope, event_id),
     check ((completed_at is null) = (result is null))
 );
+
+-- Marks and claims that have outlived the window are found by their age; rows lie in its order, so this index is tiny.
+create index if not exists marks_age on outbox_inbox.marks using brin (marked_at);
+create index if not exists claims_age on outbox_inbox.claims using brin (completed_at);

@@ -31,3 +31,7 @@ create table outbox_inbox_claims (
     primary key (scope, event_id),
     check ((completed_at is null) = (result is null))
 ) strict, without rowid;
+
+-- Marks and claims that have outlived the window are found by their age.
+create index outbox_inbox_marks_age on outbox_inbox_marks (marked_at);
+create index outbox_inbox_claims_age on outbox_inbox_claims (completed_at) where completed_at is not null;

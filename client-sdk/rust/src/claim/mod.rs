@@ -108,4 +108,12 @@ pub trait Claims: Clone + Send + Sync + 'static {
 
     /// Gives the lease back: another may claim the event at once.
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Hold, InboxError>> + Send;
+
+    /// Forgets up to `max` of what the consumer completed longer ago than this; says how many.
+    fn expire(
+        &self,
+        consumer: &str,
+        older_than: Duration,
+        max: i64,
+    ) -> impl Future<Output = Result<u64, InboxError>> + Send;
 }

@@ -32,6 +32,11 @@ const COMPLETE: &str = "
 const RELEASE: &str = "
     update outbox_inbox.claims set leased_until = 'epoch'
     where scope = $1 and event_id = $2 and token = $3 and completed_at is null";
+const EXPIRE: &str = "
+    delete from outbox_inbox.claims where ctid = any (array(
+        select c.ctid from outbox_inbox.claims c join outbox_inbox.scopes s on s.id = c.scope
+        where c.completed_at < now() - $2 * interval '1 s' and s.consumer = $1
+        limit $3))";
 
 /// Claims in a Postgres database.
 #[derive(Clone, Debug)]
@@ -91,6 +96,11 @@ impl Claims for PostgresClaims {
     async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
         let release = sqlx::query(RELEASE).bind(claim.scope).bind(claim.event_id).bind(claim.token);
         Ok(hold(release.execute(&self.pool).await?.rows_affected()))
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
+        let expire = sqlx::query(EXPIRE).bind(consumer).bind(older_than.as_secs_f64()).bind(max);
+        Ok(expire.execute(&self.pool).await?.rows_affected())
     }
 }
 

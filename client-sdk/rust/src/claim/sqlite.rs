@@ -34,6 +34,11 @@ const COMPLETE: &str = "
 const RELEASE: &str = "
     update outbox_inbox_claims set leased_until = 0
     where scope = ?1 and event_id = ?2 and token = ?3 and completed_at is null";
+const EXPIRE: &str = "
+    delete from outbox_inbox_claims where (scope, event_id) in (
+        select c.scope, c.event_id from outbox_inbox_claims c join outbox_inbox_scopes s on s.id = c.scope
+        where c.completed_at < cast(unixepoch('subsec') * 1000 as integer) - ?2 and s.consumer = ?1
+        limit ?3)";
 
 /// Claims in a SQLite database.
 #[derive(Clone, Debug)]
@@ -92,5 +97,10 @@ impl Claims for SqliteClaims {
     async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
         let release = sqlx::query(RELEASE).bind(claim.scope).bind(claim.event_id).bind(claim.token);
         Ok(hold(release.execute(&self.pool).await?.rows_affected()))
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
+        let expire = sqlx::query(EXPIRE).bind(consumer).bind(millis(older_than)).bind(max);
+        Ok(expire.execute(&self.pool).await?.rows_affected())
     }
 }

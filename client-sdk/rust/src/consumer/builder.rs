@@ -13,6 +13,8 @@ use super::{
     dead_letter::DeadLetters,
     lane,
     lanes::{Bound, StartLane},
+    mode::Scope,
+    retention::{Beyond, Expire, MARGIN, Window},
     worker::Work,
 };
 use crate::{backoff::Backoff, claim::Claims, inbox::Inbox};
@@ -44,6 +46,7 @@ struct Settings {
     backoff: Backoff,
     attempts_max: Option<u32>,
     dead_letter_topic: Option<String>,
+    window: Option<Window>,
     commit_interval: Duration,
     drain_budget: Duration,
 }
@@ -67,6 +70,7 @@ impl ConsumerBuilder<()> {
             backoff: Backoff { base: Duration::from_millis(100), ceiling: Duration::from_secs(30) },
             attempts_max: None,
             dead_letter_topic: None,
+            window: None,
             commit_interval: Duration::from_secs(1),
             drain_budget: Duration::from_secs(10),
         };
@@ -164,6 +168,15 @@ impl<M> ConsumerBuilder<M> {
         self
     }
 
+    /// How long it is remembered that an event was handled, at least; for ever unless set. An event that is older, by
+    /// its own time, and is not remembered as handled, goes to the dead-letter topic: nobody knows any more whether it
+    /// was. Make it longer than the topic keeps records, than replays reach back, and than the consumer may stand still.
+    /// `beyond` says what to do at start when the topic keeps records for longer.
+    pub fn window(mut self, length: Duration, beyond: Beyond) -> Self {
+        self.settings.window = Some(Window { length, beyond });
+        self
+    }
+
     /// Joins its group as this static member: a restart within `session.timeout.ms` moves no partition. Each instance
     /// needs an id of its own.
     pub fn static_member(self, instance_id: impl Into<String>) -> Self {
@@ -227,6 +240,9 @@ impl Settings {
         let workers = (1..=1_000).contains(&self.concurrency);
         limit("concurrency", workers, self.concurrency.to_string(), "1 to 1,000")?;
         limit("batch_handler", (1..=10_000).contains(&batch_max), batch_max.to_string(), "1 to 10,000 events")?;
+        let window = self.window.map(|window| window.length);
+        let some = window.is_none_or(|window| !window.is_zero());
+        limit("window", some, format!("{window:?}"), "above zero")?;
         limit("max_attempts", self.attempts_max != Some(0), "0".to_owned(), "at least 1")?;
         let ordered = !backoff.base.is_zero() && backoff.base <= backoff.ceiling;
         limit("retry_backoff", ordered, format!("{backoff:?}"), "a base above zero and up to the ceiling")?;
@@ -276,7 +292,7 @@ impl<M: Mode> ConsumerBuilder<M> {
         let (counters, mailbox) = (Arc::<Counters>::default(), Arc::<Mailbox>::default());
         let work = Arc::new(Work {
             group: settings.group.unwrap_or_else(|| settings.name.clone()),
-            consumer: settings.name,
+            scope: Scope { consumer: settings.name, window: settings.window.map(|window| window.length) },
             mode,
             concurrency: settings.concurrency,
             backoff: settings.backoff,
@@ -285,10 +301,20 @@ impl<M: Mode> ConsumerBuilder<M> {
             counters: Arc::clone(&counters),
             mailbox: Arc::clone(&mailbox),
         });
+        let expire = settings.window.map(|window| {
+            let work = Arc::clone(&work);
+            let older_than = window.length + MARGIN;
+            let expire: Expire = Box::new(move || {
+                let work = Arc::clone(&work);
+                Box::pin(async move { work.mode.expire(&work.scope.consumer, older_than).await })
+            });
+            (window, expire)
+        });
         let start: StartLane =
             Box::new(move |runtime, end| runtime.spawn(lane::run(Arc::clone(&work), end)).abort_handle());
         Ok(Consumer {
             start,
+            expire,
             counters,
             mailbox,
             kafka,

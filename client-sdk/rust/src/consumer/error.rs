@@ -3,7 +3,7 @@
 //! Invariant: an error that stops a consumer names the record at which it stopped, whose offset is not committed.
 //! It deliberately has no variant for failures that pass, such as a database that is down: those are retried.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 use outbox_proto::record::DecodeError;
 use rdkafka::error::KafkaError;
@@ -110,6 +110,19 @@ pub enum ConsumerError {
         /// What the handler said.
         #[source]
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// A topic keeps records for longer than the window, and the consumer was told to refuse that.
+    #[error(
+        "`{topic}` keeps records for {}, and the window is {window:?}: make the window longer, or accept with \
+         Beyond::Warn that older events are not handled", kept.map_or("ever".to_owned(), |kept| format!("{kept:?}"))
+    )]
+    Window {
+        /// The topic.
+        topic: String,
+        /// How long it is remembered that an event was handled.
+        window: Duration,
+        /// How long the topic keeps records; `None` is for ever.
+        kept: Option<Duration>,
     },
     /// Kafka's client library gave up, or its settings were refused.
     #[error("the Kafka client failed for good")]

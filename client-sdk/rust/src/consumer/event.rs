@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use outbox_proto::record::{Attributes, DecodeError, origin};
+use outbox_proto::record::{Attributes, CONTENT_TYPE, DecodeError, origin};
 use rdkafka::{
     Message as _,
     message::{Headers as _, OwnedMessage},
@@ -14,6 +14,7 @@ use rdkafka::{
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::structured;
 use crate::inbox::{Content, EventKey};
 
 /// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it. Cheap to
@@ -25,6 +26,8 @@ pub struct Event(Arc<Inner>);
 struct Inner {
     record: OwnedMessage,
     attributes: Attributes,
+    /// What the value of a record in structured mode holds as the event's payload.
+    unpacked: Option<Option<Vec<u8>>>,
 }
 
 /// Why a payload cannot be read.
@@ -52,14 +55,26 @@ pub enum PayloadError {
         #[source]
         source: serde_json::Error,
     },
+    /// The payload is not the Protobuf message that was asked for.
+    #[error("the payload of event {id} of type `{event_type}` cannot be read as the Protobuf message {expected}")]
+    Protobuf {
+        /// The event's id.
+        id: Uuid,
+        /// The event's type.
+        event_type: String,
+        /// The Rust type asked for.
+        expected: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: prost::DecodeError,
+    },
 }
 
 impl Event {
     /// Reads a record; one that is no event comes back as it was.
     pub(crate) fn decode(record: OwnedMessage) -> Result<Self, (Box<OwnedMessage>, DecodeError)> {
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        match Attributes::decode(headers.map(|header| (header.key, header.value))) {
-            Ok(attributes) => Ok(Self(Arc::new(Inner { record, attributes }))),
+        match attributes(&record) {
+            Ok((attributes, unpacked)) => Ok(Self(Arc::new(Inner { record, attributes, unpacked }))),
             Err(error) => Err((Box::new(record), error)),
         }
     }
@@ -107,6 +122,11 @@ impl Event {
         self.0.attributes.time
     }
 
+    /// When the record was written, by its producer's or its broker's clock.
+    pub fn recorded_at(&self) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_millis(self.0.record.timestamp().to_millis()?)
+    }
+
     /// The key, in whose order the events of a topic arrive.
     pub fn key(&self) -> Option<&[u8]> {
         self.0.record.key()
@@ -114,7 +134,10 @@ impl Event {
 
     /// The payload; `None` for a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
-        self.0.record.payload()
+        match &self.0.unpacked {
+            Some(unpacked) => unpacked.as_deref(),
+            None => self.0.record.payload(),
+        }
     }
 
     /// Media type of the payload.
@@ -137,6 +160,17 @@ impl Event {
                 source,
             }),
         }
+    }
+
+    /// Reads the payload as a Protobuf message, whatever its content type.
+    ///
+    /// # Errors
+    /// [`PayloadError`] when there is none, or it cannot be read as `T`.
+    pub fn protobuf<T: prost::Message + Default>(&self) -> Result<T, PayloadError> {
+        let (id, event_type) = (self.id(), self.event_type().to_owned());
+        let Some(payload) = self.payload() else { return Err(PayloadError::Missing { id, event_type }) };
+        let expected = std::any::type_name::<T>();
+        T::decode(payload).map_err(|source| PayloadError::Protobuf { id, event_type, expected, source })
     }
 
     /// The free headers, in the order of the record.
@@ -171,5 +205,69 @@ impl Event {
 
     pub(crate) fn tracestate(&self) -> Option<&str> {
         self.0.attributes.tracestate.as_deref()
+    }
+}
+
+type Unpacked = Option<Option<Vec<u8>>>;
+
+/// An event's attributes, from the headers, or in structured mode from the value; there with the payload.
+fn attributes(record: &OwnedMessage) -> Result<(Attributes, Unpacked), DecodeError> {
+    let headers = || record.headers().into_iter().flat_map(|headers| headers.iter()).map(|h| (h.key, h.value));
+    let content_type = headers().find(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE)).and_then(|(_, value)| value);
+    if !content_type.is_some_and(structured::is_structured) {
+        return Ok((Attributes::decode(headers())?, None));
+    }
+    let event = structured::read(record.payload().unwrap_or_default())?;
+    // The record's own headers are free headers; where both name an attribute, the value's counts.
+    let own = headers().filter(|(name, _)| !name.eq_ignore_ascii_case(CONTENT_TYPE));
+    let inner = event.headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_slice())));
+    Ok((Attributes::decode(own.chain(inner))?, Some(event.payload)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::{
+        Timestamp,
+        message::{Header, OwnedHeaders},
+    };
+
+    use super::*;
+
+    fn record(value: &str) -> OwnedMessage {
+        let headers = [("content-type", "application/cloudevents+json"), ("x-tenant", "7")];
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
+        OwnedMessage::new(Some(value.into()), None, "users".into(), Timestamp::NotAvailable, 0, 0, Some(headers))
+    }
+
+    #[test]
+    fn an_event_in_structured_mode_reads_like_one_in_binary_mode() {
+        let id = Uuid::now_v7();
+        let value = format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"/shop","type":"user.activated","subject":"7",
+                "time":"2026-01-02T03:04:05Z","data":{{"n":7}}}}"#
+        );
+        let event = Event::decode(record(&value)).expect("it is an event");
+        assert_eq!((event.id(), event.source(), event.event_type()), (id, "/shop", "user.activated"));
+        assert_eq!((event.subject(), event.time().map(|time| time.timestamp())), (Some("7"), Some(1_767_323_045)));
+        assert_eq!(
+            (event.payload(), event.header("x-tenant")),
+            (Some(br#"{"n":7}"#.as_slice()), Some(b"7".as_slice()))
+        );
+        assert!(matches!(Event::decode(record("junk")), Err((_, DecodeError::Structured(_)))));
+        assert!(matches!(Event::decode(record("{}")), Err((_, DecodeError::Missing("ce_specversion")))));
+    }
+
+    #[test]
+    fn a_payload_can_be_a_protobuf_message() {
+        let id = Uuid::now_v7();
+        // Field 1 of google.protobuf.Timestamp, the number 7.
+        let value = format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"/shop","type":"t","datacontenttype":"application/protobuf",
+                "data_base64":"CAc="}}"#
+        );
+        let event = Event::decode(record(&value)).expect("it is an event");
+        assert_eq!(event.protobuf::<prost_types::Timestamp>().expect("it is one").seconds, 7);
     }
 }

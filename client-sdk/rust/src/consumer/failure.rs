@@ -12,7 +12,7 @@ use crate::inbox::InboxError;
 /// Why handling an event failed once. Its transaction is rolled back, or, where `Commit` lost the answer, settled by
 /// the next attempt.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AttemptError {
+pub(crate) enum AttemptError {
     #[error("the inbox failed")]
     Inbox(#[source] InboxError),
     #[error("the handler failed: {0}")]
@@ -23,6 +23,8 @@ pub(super) enum AttemptError {
     Commit(#[source] sqlx::Error),
     #[error("another event was handled under the same source and id: its producer gave the id out twice")]
     Conflict,
+    #[error("the event is older than the window: it is not known any more whether it was handled")]
+    TooOld,
     #[error("another instance is handling the event, for another {0:?} at most")]
     Held(Duration),
     #[error("the lease on the event was lost while it was handled: it may be handled twice")]
@@ -31,7 +33,7 @@ pub(super) enum AttemptError {
 
 /// What is to be done with the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It will pass without the event or the handler being changed: try again, and do not count.
     Wait(Option<Duration>),
     /// Try again, as often as is allowed.
@@ -42,15 +44,25 @@ pub(super) enum Verdict {
     Fatal,
 }
 
+impl Verdict {
+    /// How long to wait before the next attempt, if that is known.
+    pub(crate) fn wait(self) -> Option<Duration> {
+        match self {
+            Self::Wait(after) | Self::Retry(after) => after,
+            Self::DeadLetter | Self::Fatal => None,
+        }
+    }
+}
+
 impl AttemptError {
-    pub(super) fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         let pass = || causes(self).any(|e| e.downcast_ref().is_some_and(passes));
         match self {
             Self::Inbox(InboxError::NewerSchema { .. }) => Verdict::Fatal,
             Self::Inbox(_) => Verdict::Wait(None),
             Self::Held(left) => Verdict::Wait(Some(*left)),
             Self::Late | Self::Panic(_) => Verdict::Retry(None),
-            Self::Conflict | Self::Handler(HandlerError::DeadLetter { .. }) => Verdict::DeadLetter,
+            Self::Conflict | Self::TooOld | Self::Handler(HandlerError::DeadLetter { .. }) => Verdict::DeadLetter,
             Self::Handler(HandlerError::Fatal { .. }) => Verdict::Fatal,
             Self::Handler(HandlerError::Retry { after, source }) => {
                 let passes = chain(&**source).any(|e| e.downcast_ref().is_some_and(passes));
@@ -74,13 +86,14 @@ impl AttemptError {
             Self::Panic(_) => "panic",
             Self::Commit(_) => "commit",
             Self::Conflict => "conflict",
+            Self::TooOld => "too_old",
             Self::Held(_) => "held",
             Self::Late => "late",
         }
     }
 
     /// It and its causes, in one line.
-    pub(super) fn chain(&self) -> String {
+    pub(crate) fn chain(&self) -> String {
         let said: Vec<String> = causes(self).map(ToString::to_string).collect();
         said.join(": ")
     }

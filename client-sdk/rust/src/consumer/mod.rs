@@ -26,11 +26,15 @@ mod handler_error;
 mod lane;
 mod lanes;
 mod mailbox;
-mod mode;
+pub(crate) mod mode;
 mod poller;
 mod queue;
 mod rebalance;
+mod redrive;
+mod retention;
+mod router;
 mod stats;
+mod structured;
 mod window;
 mod worker;
 
@@ -41,6 +45,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
 };
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::{Claiming, ConsumerBuilder},
@@ -50,6 +55,9 @@ pub use self::{
     handler::{BatchHandler, Handler, HandlerFn},
     handler_error::HandlerError,
     mode::{Batched, Leased, Mode, Transactional},
+    redrive::{Redrive, RedriveError},
+    retention::Beyond,
+    router::{Json, PayloadFn, Router, json},
     stats::{Stats, StatsReader},
 };
 use self::{
@@ -57,6 +65,7 @@ use self::{
     mailbox::{Mailbox, Stop},
     poller::Poller,
     rebalance::Context,
+    retention::Expire,
     stats::Counters,
 };
 
@@ -90,6 +99,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// ```
 pub struct Consumer {
     start: StartLane,
+    expire: Option<(retention::Window, Expire)>,
     counters: Arc<Counters>,
     mailbox: Arc<Mailbox>,
     kafka: ClientConfig,
@@ -124,6 +134,12 @@ impl Consumer {
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
+        let ended = CancellationToken::new();
+        let _expiring = ended.clone().drop_guard();
+        if let Some((window, expire)) = self.expire {
+            retention::check(&self.kafka, &self.topics, window).await?;
+            tokio::spawn(retention::keep_short(expire, window.length, ended));
+        }
         let mailbox = self.mailbox;
         let (outcome, ended) = oneshot::channel();
         let mail = Arc::clone(&mailbox);

@@ -18,14 +18,14 @@ use super::{
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
     mailbox::Mailbox,
-    mode::{Done, Mode},
+    mode::{Done, Mode, Scope},
     stats::{Counters, add},
 };
 use crate::{backoff::Backoff, trace};
 
 /// What all lanes of a consumer share.
 pub(super) struct Work<M> {
-    pub(super) consumer: String,
+    pub(super) scope: Scope,
     pub(super) group: String,
     pub(super) mode: M,
     pub(super) concurrency: usize,
@@ -104,7 +104,7 @@ impl<M: Mode> Work<M> {
         let mut events = Vec::with_capacity(found.len());
         for found in found {
             match found {
-                Found::Event(event) if event.is_for(&self.consumer) => events.push(event),
+                Found::Event(event) if event.is_for(&self.scope.consumer) => events.push(event),
                 Found::Event(_) | Found::Junk(..) => return false,
             }
         }
@@ -126,7 +126,7 @@ impl<M: Mode> Work<M> {
         stop: &CancellationToken,
     ) -> Result<Outcome, ConsumerError> {
         let record = event.record();
-        if !event.is_for(&self.consumer) {
+        if !event.is_for(&self.scope.consumer) {
             add(&self.counters.passed, 1);
             return Ok(Outcome::Settled);
         }
@@ -194,7 +194,7 @@ impl<M: Mode> Work<M> {
         };
         let mut failures = 0_u32;
         loop {
-            let said = Reason { consumer: &self.consumer, text: &reason, attempts };
+            let said = Reason { consumer: &self.scope.consumer, text: &reason, attempts };
             let Err(error) = letters.put(record, &said).await else {
                 tracing::error!(%place, attempts, reason, "a record is in the dead-letter topic");
                 add(&self.counters.dead_lettered, 1);
@@ -213,8 +213,8 @@ impl<M: Mode> Work<M> {
 
     /// Handles events once. A panic is an error.
     async fn attempt(&self, events: &[&Event], session: &mut M::Session) -> Result<(), AttemptError> {
-        let span = trace::process_span(events, &self.consumer, &self.group);
-        let attempt = self.mode.attempt(&self.consumer, events, session);
+        let span = trace::process_span(events, &self.scope.consumer, &self.group);
+        let attempt = self.mode.attempt(&self.scope, events, session);
         // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but
         // the handler itself, whose state is the application's own.
         let caught = AssertUnwindSafe(attempt).catch_unwind().instrument(span.clone()).await;

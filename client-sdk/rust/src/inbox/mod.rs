@@ -16,6 +16,8 @@ mod session;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use sqlx::{Database, Pool, Postgres, SqlStr};
 
@@ -95,6 +97,14 @@ pub trait Inbox: Clone + Send + Sync + 'static {
     fn commit(
         connection: &mut <Self::Database as Database>::Connection,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Deletes up to `max` of the consumer's marks that are older than this; says how many.
+    fn expire(
+        &self,
+        consumer: &str,
+        older_than: Duration,
+        max: i64,
+    ) -> impl Future<Output = Result<u64, InboxError>> + Send;
 
     /// Handles one event, whatever brought it: marks it, does `work` in the same transaction, and commits.
     ///

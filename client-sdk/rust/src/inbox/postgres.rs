@@ -6,7 +6,7 @@
 //!
 //! It deliberately does not delete marks by their age alone: `retention` knows what else has to hold.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Pool, Postgres, SqlStr};
 use uuid::Uuid;
@@ -32,6 +32,11 @@ const MARK_ALL: &str = "
     select * from unnest($1::int4[], $2::uuid[], $3::int8[])
     on conflict do nothing
     returning scope, event_id";
+const EXPIRE: &str = "
+    delete from outbox_inbox.marks where ctid = any (array(
+        select m.ctid from outbox_inbox.marks m join outbox_inbox.scopes s on s.id = m.scope
+        where m.marked_at < now() - $2 * interval '1 s' and s.consumer = $1
+        limit $3))";
 const CONTENTS: &str = "
     select m.scope, m.event_id, m.content
     from unnest($1::int4[], $2::uuid[]) as k (scope, event_id)
@@ -152,6 +157,11 @@ impl Inbox for PostgresInbox {
             }
         }
         Ok(marks)
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
+        let expire = sqlx::query(EXPIRE).bind(consumer).bind(older_than.as_secs_f64()).bind(max);
+        Ok(expire.execute(&self.pool).await?.rows_affected())
     }
 
     /// `select 1` fails in a transaction that has failed, and with it the message as a whole: COMMIT by itself would be

@@ -5,6 +5,8 @@
 //!
 //! It deliberately does not spread over several files or machines: one writer at a time is what SQLite is.
 
+use std::time::Duration;
+
 use sqlx::{Database, Pool, SqlSafeStr as _, SqlStr, Sqlite, SqliteConnection, SqlitePool};
 use sqlx_core::transaction::TransactionManager as _;
 
@@ -22,6 +24,11 @@ const SCOPE: &str = "select id from outbox_inbox_scopes where consumer = ? and s
 const MARK: &str = "insert into outbox_inbox_marks (scope, event_id, content, marked_at)
     values (?, ?, ?, cast(unixepoch('subsec') * 1000 as integer)) on conflict do nothing";
 const CONTENT: &str = "select content from outbox_inbox_marks where scope = ? and event_id = ?";
+const EXPIRE: &str = "
+    delete from outbox_inbox_marks where (scope, event_id) in (
+        select m.scope, m.event_id from outbox_inbox_marks m join outbox_inbox_scopes s on s.id = m.scope
+        where m.marked_at < cast(unixepoch('subsec') * 1000 as integer) - ?2 and s.consumer = ?1
+        limit ?3)";
 
 /// The inbox of one or more consumers in a SQLite database: the one in which their handlers work.
 ///
@@ -112,6 +119,11 @@ impl Inbox for SqliteInbox {
             marks.push(Self::mark(connection, *scope, key).await?);
         }
         Ok(marks)
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
+        let expire = sqlx::query(EXPIRE).bind(consumer).bind(older_than.as_millis() as i64).bind(max);
+        Ok(expire.execute(&self.pool).await?.rows_affected())
     }
 
     /// SQLite refuses to commit a transaction that it has rolled back by itself.

@@ -27,7 +27,7 @@ async fn yours(claims: &impl Claims, key: EventKey<'_>, lease: Duration) -> Clai
 }
 
 /// The contract of `Claims`.
-async fn keeps_its_contract(claims: impl Claims) {
+pub(crate) async fn keeps_its_contract(claims: impl Claims) {
     let key = EventKey::new("/shop", Uuid::now_v7()).holding(Content::of([b"activated".as_slice()]));
 
     // One holder; a repeat is answered with the result.

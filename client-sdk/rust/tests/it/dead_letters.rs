@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use outbox_harness::kafka::{fresh_topic, header, read_topic};
+use outbox_harness::kafka::{bootstrap_servers, fresh_topic, header, read_topic};
 use outbox_proto::record::Attributes;
-use outbox_sdk::{ConsumerError, Event, Handler, HandlerError, Transaction};
+use outbox_sdk::{ConsumerError, Event, Handler, HandlerError, Redrive, Transaction};
 use rdkafka::Message as _;
 
 use crate::rig::{Effect, Rig, Running, effect, event, events, publish_junk};
@@ -176,4 +176,32 @@ async fn a_handler_can_say_when_to_try_again() {
     rig.until_effects("mailer", 1).await;
     assert!(asked.elapsed() > Duration::from_millis(500), "tried again after {:?}", asked.elapsed());
     running.shut_down().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_10_what_is_sent_again_reaches_the_one_consumer_that_could_not_handle_it() {
+    let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 2).await);
+    let bad = [poison(), poison()];
+    rig.publish_records(bad.iter().map(|event| (0, Some("user-7"), event.clone(), "{}"))).await;
+    let fail = || HandlerError::dead_letter("no such user");
+    let broken = rig.builder("mailer").dead_letters(&letters).handler(Picky { seen: Arc::default(), fail });
+    let running = Running::start(broken.build().unwrap());
+    rig.until_committed("mailer", 0, 2).await;
+    running.shut_down().await.unwrap();
+    let redrive = |consumer: &str| Redrive::new(consumer, &letters).kafka(bootstrap_servers()).run();
+
+    assert_eq!(redrive("auditor").await.unwrap(), 0, "they are not the auditor's");
+    assert_eq!(redrive("mailer").await.unwrap(), 2);
+    assert_eq!(redrive("mailer").await.unwrap(), 0, "they were sent before");
+
+    let mended = Running::start(rig.builder("mailer").handler(Effect("mailer")).build().unwrap());
+    let auditor = Running::start(rig.builder("auditor").handler(Effect("auditor")).build().unwrap());
+    rig.until_effects("mailer", 2).await;
+    auditor.until("the auditor to read all four", |stats| stats.handled + stats.duplicates + stats.passed == 4).await;
+
+    let stats = auditor.stats();
+    assert_eq!((stats.handled, stats.passed), (2, 2), "the originals are its own, the copies are not");
+    assert_eq!(rig.effects("mailer").await, (2, 2));
+    mended.shut_down().await.unwrap();
+    auditor.shut_down().await.unwrap();
 }

@@ -16,5 +16,10 @@ mod keyed;
 mod lean;
 mod once;
 mod rebalance;
+mod retention;
 mod rig;
+mod router;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod testkit;
 mod trace;

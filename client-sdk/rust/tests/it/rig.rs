@@ -45,6 +45,11 @@ impl Rig {
         Self { pool, topic: kafka::fresh_topic("sdk", partitions).await, database }
     }
 
+    /// Settings with Kafka's own timeouts.
+    pub(crate) fn lasting(&self, name: &str) -> ConsumerBuilder<PostgresInbox> {
+        plain(name, &self.topic).inbox(PostgresInbox::new(self.pool.clone()))
+    }
+
     pub(crate) fn builder(&self, name: &str) -> ConsumerBuilder<PostgresInbox> {
         builder(name, &self.topic, &self.pool)
     }
@@ -117,10 +122,12 @@ pub(crate) fn builder(name: &str, topic: &str, pool: &PgPool) -> ConsumerBuilder
 
 /// The same without a place to remember what was handled.
 pub(crate) fn unstored(name: &str, topic: &str) -> ConsumerBuilder<()> {
+    plain(name, topic).property("session.timeout.ms", "6000").property("heartbeat.interval.ms", "500")
+}
+
+fn plain(name: &str, topic: &str) -> ConsumerBuilder<()> {
     Consumer::builder(name)
         .kafka(kafka::bootstrap_servers())
-        .property("session.timeout.ms", "6000")
-        .property("heartbeat.interval.ms", "500")
         .topics([topic])
         .group(group(name, topic))
         .retry_backoff(Duration::from_millis(10), Duration::from_millis(100))

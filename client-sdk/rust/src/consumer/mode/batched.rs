@@ -5,10 +5,14 @@
 
 use std::time::Duration;
 
-use super::{Done, Mode, transactional::scope};
+use super::{Done, Mode, Scope, transactional::scope};
 use crate::{
-    consumer::{BatchHandler, Event, failure::AttemptError},
-    inbox::{Inbox, Mark, Session},
+    consumer::{
+        BatchHandler, Event,
+        failure::AttemptError,
+        retention::{EXPIRED_MAX, is_too_old},
+    },
+    inbox::{Inbox, InboxError, Mark, Session},
 };
 
 /// Handles events by the batch. Made by `.inbox(…).batch_handler(…)`.
@@ -29,13 +33,13 @@ impl<I: Inbox, H: BatchHandler<I::Database>> Mode for Batched<I, H> {
 
     async fn attempt(
         &self,
-        consumer: &str,
+        within: &Scope,
         events: &[&Event],
         session: &mut Self::Session,
     ) -> Result<Done, AttemptError> {
         let mut keys = Vec::with_capacity(events.len());
         for event in events {
-            keys.push((scope(&self.inbox, consumer, event, session).await?, event.dedup_key()));
+            keys.push((scope(&self.inbox, &within.consumer, event, session).await?, event.dedup_key()));
         }
         let transaction = session.begin(&self.inbox).await.map_err(AttemptError::Inbox)?;
         let marks = match I::mark_all(transaction, &keys).await {
@@ -56,12 +60,20 @@ impl<I: Inbox, H: BatchHandler<I::Database>> Mode for Batched<I, H> {
             session.roll_back().await;
             return Ok(done);
         }
+        if fresh.iter().any(|event| is_too_old(event, within.window)) {
+            session.roll_back().await;
+            return Err(AttemptError::TooOld);
+        }
         if let Err(error) = self.handler.handle(&fresh, transaction).await {
             session.roll_back().await;
             return Err(AttemptError::Handler(error));
         }
         session.commit::<I>().await.map_err(AttemptError::Commit)?;
         Ok(done)
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration) -> Result<u64, InboxError> {
+        self.inbox.expire(consumer, older_than, EXPIRED_MAX).await
     }
 
     async fn rest(&self, session: &mut Self::Session) -> Option<Duration> {

@@ -8,10 +8,15 @@
 
 use std::time::Duration;
 
-use super::{Done, Mode};
+use super::{Done, Mode, Scope};
 use crate::{
     claim::{Claim, Claimed, Claims, Hold},
-    consumer::{Effect, Event, failure::AttemptError},
+    consumer::{
+        Effect, Event,
+        failure::AttemptError,
+        retention::{EXPIRED_MAX, is_too_old},
+    },
+    inbox::InboxError,
 };
 
 /// Handles each event under a lease. Made by `.claims(…).effect(…)`.
@@ -26,11 +31,16 @@ pub struct Leased<C, E> {
 impl<C: Claims, E: Effect> Mode for Leased<C, E> {
     type Session = ();
 
-    async fn attempt(&self, consumer: &str, events: &[&Event], (): &mut ()) -> Result<Done, AttemptError> {
+    async fn attempt(&self, scope: &Scope, events: &[&Event], (): &mut ()) -> Result<Done, AttemptError> {
         let mut done = Done::default();
         for event in events {
-            let claimed = self.claims.claim(consumer, &event.dedup_key(), self.lease).await;
+            let claimed = self.claims.claim(&scope.consumer, &event.dedup_key(), self.lease).await;
             match claimed.map_err(AttemptError::Inbox)? {
+                Claimed::Yours(claim) if is_too_old(event, scope.window) => {
+                    // Nothing of it is to stay, or a repeat would find it being worked on.
+                    let _ = self.claims.release(&claim).await;
+                    return Err(AttemptError::TooOld);
+                }
                 Claimed::Yours(claim) => {
                     self.perform(event, &claim).await?;
                     done.handled += 1;
@@ -41,6 +51,10 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
             }
         }
         Ok(done)
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration) -> Result<u64, InboxError> {
+        self.claims.expire(consumer, older_than, EXPIRED_MAX).await
     }
 }
 

@@ -11,8 +11,19 @@ mod batched;
 mod leased;
 mod transactional;
 
+use std::time::Duration;
+
 pub use self::{batched::Batched, leased::Leased, transactional::Transactional};
 use super::{Event, failure::AttemptError};
+use crate::inbox::InboxError;
+
+/// Within what events are handled once.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    pub(crate) consumer: String,
+    /// Older events are not handled.
+    pub(crate) window: Option<Duration>,
+}
 
 /// How a consumer handles events: [`Transactional`], [`Batched`] or [`Leased`]. Not meant to be implemented.
 #[allow(private_interfaces, private_bounds, reason = "sealed: what its methods speak of cannot be named outside")]
@@ -31,14 +42,18 @@ pub trait Mode: Send + Sync + 'static {
     #[doc(hidden)]
     fn attempt(
         &self,
-        consumer: &str,
+        scope: &Scope,
         events: &[&Event],
         session: &mut Self::Session,
     ) -> impl Future<Output = Result<Done, AttemptError>> + Send;
 
+    /// Deletes some of what this consumer has remembered for longer than this; says how much.
+    #[doc(hidden)]
+    fn expire(&self, consumer: &str, older_than: Duration) -> impl Future<Output = Result<u64, InboxError>> + Send;
+
     /// There is nothing to handle now. Returns how long the worker may wait with what it keeps.
     #[doc(hidden)]
-    fn rest(&self, _: &mut Self::Session) -> impl Future<Output = Option<std::time::Duration>> + Send {
+    fn rest(&self, _: &mut Self::Session) -> impl Future<Output = Option<Duration>> + Send {
         async { None }
     }
 }

@@ -5,10 +5,14 @@
 
 use std::time::Duration;
 
-use super::{Done, Mode};
+use super::{Done, Mode, Scope};
 use crate::{
-    consumer::{Event, Handler, failure::AttemptError},
-    inbox::{Inbox, Mark, Session},
+    consumer::{
+        Event, Handler,
+        failure::AttemptError,
+        retention::{EXPIRED_MAX, is_too_old},
+    },
+    inbox::{Inbox, InboxError, Mark, Session},
 };
 
 /// Handles each event in a transaction of its own. Made by `.inbox(…).handler(…)`.
@@ -24,19 +28,23 @@ impl<I: Inbox, H: Handler<I::Database>> Mode for Transactional<I, H> {
 
     async fn attempt(
         &self,
-        consumer: &str,
+        scope: &Scope,
         events: &[&Event],
         session: &mut Self::Session,
     ) -> Result<Done, AttemptError> {
         let mut done = Done::default();
         for event in events {
-            match self.one(consumer, event, session).await? {
+            match self.one(scope, event, session).await? {
                 Mark::Fresh => done.handled += 1,
                 Mark::Duplicate => done.duplicates += 1,
                 Mark::Conflict => return Err(AttemptError::Conflict),
             }
         }
         Ok(done)
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration) -> Result<u64, InboxError> {
+        self.inbox.expire(consumer, older_than, EXPIRED_MAX).await
     }
 
     async fn rest(&self, session: &mut Self::Session) -> Option<Duration> {
@@ -48,11 +56,11 @@ impl<I: Inbox, H: Handler<I::Database>> Mode for Transactional<I, H> {
 impl<I: Inbox, H: Handler<I::Database>> Transactional<I, H> {
     async fn one(
         &self,
-        consumer: &str,
+        within: &Scope,
         event: &Event,
         session: &mut Session<I::Database>,
     ) -> Result<Mark, AttemptError> {
-        let scope = scope(&self.inbox, consumer, event, session).await?;
+        let scope = scope(&self.inbox, &within.consumer, event, session).await?;
         let transaction = session.begin(&self.inbox).await.map_err(AttemptError::Inbox)?;
         let mark = match I::mark(transaction, scope, &event.dedup_key()).await {
             Ok(mark) => mark,
@@ -64,6 +72,10 @@ impl<I: Inbox, H: Handler<I::Database>> Transactional<I, H> {
         if mark != Mark::Fresh {
             session.roll_back().await;
             return Ok(mark);
+        }
+        if is_too_old(event, within.window) {
+            session.roll_back().await;
+            return Err(AttemptError::TooOld);
         }
         if let Err(error) = self.handler.handle(event, transaction).await {
             // Rolling back now instead of on drop lets the next attempt begin without waiting for it.

@@ -1,0 +1,76 @@
+//! The kit delivers what Kafka and crashes would, and convicts a handler whose effects are not in its transaction.
+
+use std::time::Duration;
+
+use outbox_sdk::{
+    Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    claim::{Claim, MemoryClaims},
+    testkit::{Delivered, TestEvent, TestKit},
+};
+use sqlx::PgPool;
+
+use crate::rig::{self, Rig};
+
+fn events() -> Vec<Event> {
+    (0..60).map(|n| TestEvent::new("user.activated").key(format!("user-{}", n % 7)).build()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_works_in_its_transaction_passes_whatever_is_done_to_it() {
+    let rig = Rig::new(1).await;
+    sqlx::query("alter table effects add place bigserial").execute(&rig.pool).await.unwrap();
+    let (events, inbox) = (events(), PostgresInbox::new(rig.pool.clone()));
+    let kit = TestKit::transactional("mailer", inbox, rig::Effect("mailer")).seed(7);
+
+    let report = kit.torment(&events).await.unwrap();
+
+    assert!(report.repeats > 20 && report.crashes > 20, "{report:?}");
+    assert_eq!(rig.effects("mailer").await, (60, 60));
+    assert_eq!(kit.deliver(&events[0]).await.unwrap(), Delivered::Duplicate);
+    let handled: Vec<uuid::Uuid> =
+        sqlx::query_scalar("select event_id from effects order by place").fetch_all(&rig.pool).await.unwrap();
+    for key in 0..7 {
+        let published: Vec<_> = events.iter().skip(key).step_by(7).map(Event::id).collect();
+        let of_key: Vec<_> = handled.iter().filter(|id| published.contains(id)).copied().collect();
+        assert_eq!(of_key, published, "user-{key}");
+    }
+}
+
+/// Has its effects past the transaction.
+struct Careless(PgPool);
+
+impl Handler for Careless {
+    async fn handle(&self, event: &Event, _: &mut Transaction) -> Result<(), HandlerError> {
+        let insert = sqlx::query("insert into effects (consumer, source, event_id) values ('mailer', '/test', $1)");
+        insert.bind(event.id()).execute(&self.0).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_works_past_its_transaction_is_convicted() {
+    let rig = Rig::new(1).await;
+    let kit = TestKit::transactional("mailer", PostgresInbox::new(rig.pool.clone()), Careless(rig.pool.clone()));
+    kit.seed(7).torment(&events()).await.unwrap();
+    let (different, effects) = rig.effects("mailer").await;
+    assert!(effects > different, "{effects} effects for {different} events");
+}
+
+struct Mail;
+
+impl Effect for Mail {
+    async fn perform(&self, _: &Event, _: &Claim) -> Result<Vec<u8>, HandlerError> {
+        tokio::task::yield_now().await;
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test]
+async fn an_effect_under_a_lease_is_delivered_until_it_is_completed() {
+    let events = events();
+    let kit = TestKit::leased("mailer", MemoryClaims::new(1_000), Duration::from_millis(20), Mail).seed(7);
+    kit.torment(&events).await.unwrap();
+    for event in &events {
+        assert_eq!(kit.deliver(event).await.unwrap(), Delivered::Duplicate);
+    }
+}
