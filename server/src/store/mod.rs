@@ -10,6 +10,7 @@ pub mod history;
 pub mod migrate;
 pub mod numbers;
 pub mod relay;
+pub mod retention;
 pub mod session;
 
 pub use error::{ConstraintKind, Error, Failure, RowCount};
