@@ -363,6 +363,15 @@ language sql stable as $$
     end
 $$;
 
+-- What a partition of events that is about to be dropped says to a new event.
+create function outbox.refuse_event() returns trigger
+language plpgsql as $$
+begin
+    raise exception using errcode = '23514', schema = 'outbox', table = tg_table_name,
+        message = 'the time of this event id is over: its partition is about to be dropped';
+end
+$$;
+
 -- Makes the partitions of deliveries, one a day in UTC, from today until `days_ahead` days from now. Returns how many
 -- it made.
 create function outbox.make_delivery_partitions(days_ahead integer) returns integer

@@ -2,7 +2,7 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, time::MissedTickBehavior};
+use tokio::{net::TcpListener, sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -11,13 +11,14 @@ use crate::{
     commit::Committer,
     config::Config,
     ops,
-    relay::{Relay, Wake},
+    relay::{self, Relay, Wake},
     store::{
         self,
         commit::{Executor, Statements, transact::Transactions},
         event::Reader,
         migrate,
         numbers::Gauge,
+        retention::{self, Ages},
         session::Connector,
         state::State,
     },
@@ -78,11 +79,19 @@ impl Server {
         };
         let (wake, status) = relay.as_ref().map(|relay| (relay.wake(), relay.status())).unzip();
         let reader = Reader::new(&connector, &config);
-        let services = services(&config, &connector, catalog, reader.clone(), wake);
+        let gauge = Gauge::new(&reader);
+        let metrics = match config.metrics.listen.as_str() {
+            "" => None,
+            address => Some(TcpListener::bind(address).await?),
+        };
+        let services = services(&config, &connector, catalog, reader.clone(), gauge.clone(), wake);
 
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
-        let (health, reporter) = ops::health::start(reader, status, shutdown.clone()).await;
-        let partitions = tokio::spawn(keep_partitions(connector, config.commit.consume_window_hours, shutdown.clone()));
+        let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
+        let ages = config.retention.enabled.then(|| Ages::new(&config));
+        let consume_window_hours = config.commit.consume_window_hours;
+        let partitions = tokio::spawn(keep_partitions(connector, consume_window_hours, ages, shutdown.clone()));
+        let metrics = metrics.map(|listener| tokio::spawn(serve_metrics(listener, gauge, status, shutdown.clone())));
 
         tracing::info!(address = %listener.local_addr()?, "serving");
         let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
@@ -98,7 +107,7 @@ impl Server {
             Some(relaying) => relaying.await?,
             None => Ok(()),
         };
-        for task in [reporter, partitions] {
+        for task in [reporter, partitions].into_iter().chain(metrics) {
             task.abort();
         }
         tracing::info!("stopped");
@@ -112,6 +121,7 @@ fn services(
     connector: &Connector,
     catalog: Catalog,
     reader: Reader,
+    gauge: Gauge,
     wake: Option<Wake>,
 ) -> api::Services {
     let catalog = Arc::new(catalog);
@@ -128,8 +138,8 @@ fn services(
         committer: Committer::new(Arc::clone(&catalog), executor, transactions, state.clone(), config, committed),
         catalog,
         state,
-        gauge: Gauge::new(&reader),
         reader,
+        gauge,
         policies: config.relay.clone(),
         limits: api::Limits { deadline_max: Duration::from_millis(config.grpc.deadline_max_ms) },
         transact: config.transact.clone(),
@@ -143,8 +153,27 @@ async fn cut_off(shutdown: &CancellationToken, drain: Duration) {
     tokio::time::sleep(drain).await;
 }
 
-/// Makes partitions ahead of time, for as long as the server runs.
-async fn keep_partitions(connector: Connector, consume_window_hours: u32, shutdown: CancellationToken) {
+async fn serve_metrics(
+    listener: TcpListener,
+    gauge: Gauge,
+    status: Option<watch::Receiver<relay::Status>>,
+    shutdown: CancellationToken,
+) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving metrics");
+    }
+    if let Err(error) = ops::metrics::serve(listener, gauge, status, shutdown.cancelled_owned()).await {
+        tracing::error!(error, "metrics are not served any more");
+    }
+}
+
+/// Makes partitions ahead of time and drops those that nothing needs, for as long as the server runs.
+async fn keep_partitions(
+    connector: Connector,
+    consume_window_hours: u32,
+    ages: Option<Ages>,
+    shutdown: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(PARTITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -155,7 +184,17 @@ async fn keep_partitions(connector: Connector, consume_window_hours: u32, shutdo
                 tracing::error!(error = &error as &dyn Error, "partitions could not be made; next try in an hour");
             }
         }
+        if let Some(ages) = ages
+            && let Err(error) = drop_partitions(&connector, ages).await
+        {
+            tracing::warn!(error = &error as &dyn Error, "partitions could not be dropped; next try in an hour");
+        }
     }
+}
+
+async fn drop_partitions(connector: &Connector, ages: Ages) -> Result<(), store::Error> {
+    let mut connection = connector.connect().await?;
+    retention::run(&mut connection, ages, false).await.map(drop)
 }
 
 async fn make_partitions(connector: &Connector, consume_window_hours: u32) -> Result<i32, store::Error> {

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod dev;
 mod relay;
+mod retain;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -33,6 +34,8 @@ Examples:
   outboxd serve --database-url postgres://app@db/app --kafka broker:9092 --catalog ./catalog
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
   outboxd relay switch wal
+  outboxd relay status --database-url postgres://app@db/app
+  outboxd retain --dry-run
   outboxd config check --config /etc/outboxd.toml
   outboxd config print --defaults > outboxd.toml";
 
@@ -86,9 +89,11 @@ enum Command {
     Demo(demo::Arguments),
     /// Applies pending migrations and makes the partitions of the days to come
     Migrate,
-    /// Changes the relay's source, or answers what it asks
+    /// Looks at the relays of all processes, changes their source, or answers what they ask
     #[command(subcommand)]
     Relay(relay::Command),
+    /// Drops the partitions that nothing needs any more; `serve` does it every hour
+    Retain(retain::Arguments),
     /// Checks or prints the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -131,6 +136,11 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             Ok(())
         }
         Command::Relay(command) => command.run(&layers.load()?).await,
+        Command::Retain(arguments) => {
+            let config = layers.load()?;
+            let _telemetry = telemetry::init(&config.telemetry)?;
+            arguments.run(&config).await
+        }
         Command::Config(command) => Ok(command.run(&layers)?),
     }
 }

@@ -33,6 +33,8 @@ pub struct Config {
     pub relay: Relay,
     /// Kafka.
     pub kafka: Kafka,
+    /// How long what is done with is kept.
+    pub retention: Retention,
     /// Metrics.
     pub metrics: Metrics,
     /// Logs and traces.
@@ -248,6 +250,22 @@ pub struct Kafka {
 impl Default for Kafka {
     fn default() -> Self {
         Self { bootstrap_servers: "127.0.0.1:9092".into(), properties: BTreeMap::new() }
+    }
+}
+
+/// How long what is done with is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Whether this process drops partitions at all.
+    pub enabled: bool,
+    /// How long events are kept at least, once they are settled, and with them where they went.
+    pub events_hours: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { enabled: true, events_hours: 168 }
     }
 }
 

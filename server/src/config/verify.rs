@@ -44,7 +44,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 31] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 32] {
         let (grpc, database, commit, transact, relay) =
             (&self.grpc, &self.database, &self.commit, &self.transact, &self.relay);
         let day_ms = 86_400_000;
@@ -79,6 +79,8 @@ impl Config {
             ("relay.retained_log_bytes_max", relay.retained_log_bytes_max, 1 << 20, 1 << 50),
             ("relay.held_retry_ms", relay.held_retry_ms, 10, day_ms),
             ("relay.attempts_max", relay.attempts_max.into(), 1, 1_000),
+            // Partitions are made for yesterday on.
+            ("retention.events_hours", self.retention.events_hours.into(), 48, 24 * 366 * 10),
             ("commit.default_source (length)", commit.default_source.len() as u64, 1, 1_024),
         ]
     }

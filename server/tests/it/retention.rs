@@ -31,11 +31,11 @@ async fn emit(connection: &mut PgConnection, topic: &str, key: &str) -> Uuid {
         "select outbox.emit($1, 'test', '1', $2, id => encode(overlay(
             uuid_send(outbox.uuidv7()) placing outbox.uuidv7_time('2025-01-02 12:00Z') from 1 for 6), 'hex')::uuid)",
     )
-        .bind(topic)
-        .bind(key)
-        .fetch_one(connection)
-        .await
-        .expect("the event is stored")
+    .bind(topic)
+    .bind(key)
+    .fetch_one(connection)
+    .await
+    .expect("the event is stored")
 }
 
 async fn retain(outbox: &Outbox, dry_run: bool) -> Vec<(String, Verdict)> {
@@ -106,7 +106,8 @@ async fn a_single_lane_that_lags_keeps_the_partition() {
     let relay = outbox.relay();
     outbox.all_settled().await;
     relay.stop().await;
-    let lag = "update outbox.progress set snapshot = $1::pg_snapshot, target = null, target_floor = null, position = null
+    let lag =
+        "update outbox.progress set snapshot = $1::pg_snapshot, target = null, target_floor = null, position = null
                where lane = (select lane from outbox.events where id = $2)";
     sqlx::query(lag).bind(before).bind(id).execute(&mut connection).await.expect("it can be set");
 

@@ -1,28 +1,19 @@
-//! `outboxd relay`: changes the relay's source, and gives the answer that it may ask for.
+//! `outboxd relay switch`: asks for a source, and waits until it is in force.
 
 use std::{
     error::Error,
     time::{Duration, Instant},
 };
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
 use crate::{
-    config::Config,
     model::source::Source,
-    store::relay::{self as store, Connection, identity, stream},
+    store::relay::{Connection, stream},
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const SAY_EVERY: Duration = Duration::from_secs(2);
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Changes where events are read from, while servers run and commits go on
-    Switch(Switch),
-    /// Accepts the timeline that the database is on now: say so only when no commit was lost in a failover or restore
-    Adopt,
-}
 
 /// Asks for a source and waits until it is in force. Events keep their order, and none is lost, whenever this is done;
 /// polling goes on until the log can take over. `wal` needs wal_level = logical and a role that may replicate.
@@ -46,23 +37,8 @@ enum Name {
     Wal,
 }
 
-impl Command {
-    pub(super) async fn run(&self, config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let mut connection = store::connect(&config.database.url).await?;
-        match self {
-            Self::Switch(switch) => switch.run(&mut connection).await,
-            Self::Adopt => {
-                identity::adopt_timeline(&mut connection).await?;
-                let timeline = identity::read(&mut connection).await?.timeline;
-                println!("relay progress is trusted on timeline {timeline}; start the servers again");
-                Ok(())
-            }
-        }
-    }
-}
-
 impl Switch {
-    async fn run(&self, connection: &mut Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
+    pub(super) async fn run(&self, connection: &mut Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
         let wanted = match self.source {
             Name::Poll => Source::Poll,
             Name::Wal => Source::Wal,

@@ -1,0 +1,115 @@
+//! Metrics in Prometheus's text format, read off the database and this process's relay for each request.
+//!
+//! Nothing is kept between two requests, so that nothing grows; readings of the database are shared with
+//! `RelayService`. When the database does not answer, what this process knows by itself is served all the same.
+
+use std::{error::Error, sync::atomic::AtomicU64, time::Duration};
+
+use axum::{Router, http::header, response::IntoResponse, routing::get};
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge as PrometheusGauge},
+    registry::Registry,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::{service::Routes, transport::Server, transport::server::TcpIncoming};
+
+use super::names;
+use crate::{
+    relay,
+    store::numbers::{Gauge, Numbers},
+};
+
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves `/metrics` until `shutdown` resolves.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    gauge: Gauge,
+    relay: Option<watch::Receiver<relay::Status>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let page = move || {
+        let (gauge, relay) = (gauge.clone(), relay.as_ref().map(|relay| relay.borrow().clone()));
+        async move {
+            let numbers = match tokio::time::timeout(READ_TIMEOUT, gauge.read()).await {
+                Ok(Ok(numbers)) => Some(numbers),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "metrics are served without the database's numbers");
+                    None
+                }
+                Err(_) => None,
+            };
+            ([(header::CONTENT_TYPE, CONTENT_TYPE)], text(numbers.as_ref(), relay.as_ref())).into_response()
+        }
+    };
+    let router = Router::new().route("/metrics", get(page));
+    Server::builder()
+        .accept_http1(true)
+        .add_routes(Routes::from(router))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown)
+        .await?;
+    Ok(())
+}
+
+type Labels = Vec<(&'static str, String)>;
+type Value = PrometheusGauge<f64, AtomicU64>;
+
+fn text(numbers: Option<&Numbers>, relay: Option<&relay::Status>) -> String {
+    let mut registry = Registry::default();
+    if let Some(numbers) = numbers {
+        of_database(&mut registry, numbers);
+    }
+    if let Some(relay) = relay {
+        of_process(&mut registry, relay);
+    }
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+fn of_database(registry: &mut Registry, numbers: &Numbers) {
+    let Numbers { paused, unsettled, held, instances, lanes } = numbers;
+    let lag = unsettled.lag_ms.unwrap_or_default() as f64 / 1_000.0;
+    put(registry, names::LAG_SECONDS, "Age of the oldest unsettled event", lag);
+    put(registry, names::UNSETTLED_EVENTS, "Events that are not settled", unsettled.events as f64);
+    put(registry, names::UNSETTLED_IS_EXACT, "Whether they were counted", f64::from(unsettled.is_exact));
+    put(registry, names::HOLDS, "Events, keys and topics that are waited for", held.holds as f64);
+    put(registry, names::PAUSED, "Whether every relay is paused", f64::from(paused.is_some()));
+    put(registry, names::INSTANCES, "Relays that run", instances.len() as f64);
+    let without_owner = lanes.iter().filter(|lane| lane.owner.is_none()).count();
+    put(registry, names::LANES_WITHOUT_OWNER, "Lanes without an owner", without_owner as f64);
+
+    let by_state = Family::<Labels, Value>::default();
+    for (state, events) in [("failed", held.failed), ("parked", held.parked)] {
+        by_state.get_or_create(&vec![("state", state.to_owned())]).set(events as f64);
+    }
+    registry.register(names::HELD_EVENTS, "Held events, each state counted to 10000", by_state);
+    let (settled, epochs) = (Family::<Labels, Counter>::default(), Family::<Labels, Value>::default());
+    for lane in lanes {
+        let label = vec![("lane", lane.lane.to_string())];
+        settled.get_or_create(&label).inc_by(u64::try_from(lane.settled).unwrap_or_default());
+        epochs.get_or_create(&label).set(lane.epoch as f64);
+    }
+    registry.register(names::LANE_SETTLED_EVENTS, "Events settled since the outbox was set up", settled);
+    registry.register(names::LANE_EPOCH, "Raised each time the lane changes hands", epochs);
+}
+
+fn of_process(registry: &mut Registry, relay: &relay::Status) {
+    put(registry, names::LANES_OWNED, "Lanes that this process owns", relay.lanes_owned as f64);
+    put(registry, names::IN_FLIGHT_EVENTS, "Events that this process has under way", relay.in_flight as f64);
+    put(registry, names::CONNECTED, "Whether its relay has a session with the database", f64::from(relay.connected));
+    let reachable = f64::from(relay.kafka_reachable != Some(false));
+    put(registry, names::KAFKA_REACHABLE, "Whether a broker was last heard of", reachable);
+}
+
+fn put(registry: &mut Registry, name: &str, help: &str, value: f64) {
+    let gauge = Value::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}

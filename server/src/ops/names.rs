@@ -1,0 +1,30 @@
+//! The names of the metrics. None has a label whose values grow with events or keys.
+
+/// Age of the oldest event that is not settled; 0 when every one is.
+pub const LAG_SECONDS: &str = "outboxd_relay_lag_seconds";
+/// Events that are not settled: exact up to 10,000, an estimate beyond.
+pub const UNSETTLED_EVENTS: &str = "outboxd_relay_unsettled_events";
+/// 1 when the former was counted, 0 when it is estimated.
+pub const UNSETTLED_IS_EXACT: &str = "outboxd_relay_unsettled_is_exact";
+/// Held events, by `state`: `failed` or `parked`, each counted to 10,000.
+pub const HELD_EVENTS: &str = "outboxd_relay_held_events";
+/// Events, keys and topics that are waited for.
+pub const HOLDS: &str = "outboxd_relay_holds";
+/// 1 while every relay is paused.
+pub const PAUSED: &str = "outboxd_relay_paused";
+/// Relays that run, in all processes.
+pub const INSTANCES: &str = "outboxd_relay_instances";
+/// Lanes without an owner.
+pub const LANES_WITHOUT_OWNER: &str = "outboxd_relay_lanes_without_owner";
+/// By `lane`: events settled since the outbox was set up.
+pub const LANE_SETTLED_EVENTS: &str = "outboxd_relay_lane_settled_events";
+/// By `lane`: its epoch, raised each time it changes hands.
+pub const LANE_EPOCH: &str = "outboxd_relay_lane_epoch";
+/// Lanes that this process owns.
+pub const LANES_OWNED: &str = "outboxd_relay_lanes_owned";
+/// Events that this process has under way.
+pub const IN_FLIGHT_EVENTS: &str = "outboxd_relay_in_flight_events";
+/// 1 while this process's relay has a session with the database.
+pub const CONNECTED: &str = "outboxd_relay_connected";
+/// 1 unless this process last heard that no broker answers.
+pub const KAFKA_REACHABLE: &str = "outboxd_relay_kafka_reachable";

@@ -1,0 +1,125 @@
+//! Numbers for operators: the Prometheus endpoint and `outboxd relay status`.
+
+use std::process::Command;
+
+use outbox_harness::{eventually, kafka};
+use outbox_server::ops::names;
+use sqlx::Executor as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::support::{
+    outbox::{Outbox, PATIENCE},
+    request::{commit, event},
+    server::Server,
+};
+
+async fn get(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+fn value(page: &str, name: &str) -> Option<f64> {
+    page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
+    let address = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        listener.local_addr().expect("it has an address").to_string()
+    };
+    let server = Server::start_with(|config| {
+        config.relay.enabled = true;
+        config.relay.lease_ttl_ms = 1_500;
+        config.kafka.bootstrap_servers = kafka::bootstrap_servers();
+        config.metrics.listen.clone_from(&address);
+    })
+    .await;
+    let topic = kafka::fresh_topic("metrics", 1).await;
+    server.outbox().commit(commit(vec![], vec![event(&topic, "a")])).await.expect("it is committed");
+    // A name that Commit would refuse, and Kafka does.
+    let refused = "select outbox.emit('..', 'test', '1', 'a'), outbox.emit('..', 'test', '1', 'b')";
+    server.pool.execute(refused).await.expect("the events are stored");
+
+    let held = format!("{}{{state=\"failed\"}}", names::HELD_EVENTS);
+    let told = async || {
+        let page = get(&address).await?;
+        let done = value(&page, &held) == Some(2.0) && value(&page, names::UNSETTLED_EVENTS) == Some(0.0);
+        done.then_some(page)
+    };
+    let page = eventually("two events are held and none is unsettled", PATIENCE, told).await;
+
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert_eq!(value(&page, names::LAG_SECONDS), Some(0.0));
+    assert_eq!(value(&page, names::LANES_OWNED), Some(64.0));
+    assert_eq!(value(&page, names::PAUSED), Some(0.0));
+    let settled: f64 = page
+        .lines()
+        .filter(|line| line.starts_with(&format!("{}_total{{", names::LANE_SETTLED_EVENTS)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum();
+    assert_eq!(settled, 3.0);
+    // Trap 14: labels have few values.
+    assert!(!page.contains("event_id") && !page.contains("key="), "{page}");
+    assert!(page.lines().count() < 400, "{} lines", page.lines().count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_backlog_is_exact_to_ten_thousand_and_an_estimate_beyond() {
+    let outbox = Outbox::fresh("backlog", 1).await;
+    outbox.emit(10_000, 100).await;
+    let numbers = status(&outbox);
+    assert_eq!((&numbers["unsettled"]["events"], &numbers["unsettled"]["is_exact"]), (&10_000.into(), &true.into()));
+    let lag = numbers["unsettled"]["lag_ms"].as_i64().expect("there is a backlog");
+    assert!((0..120_000).contains(&lag), "{lag}");
+    assert_eq!(numbers["lanes"].as_array().map(Vec::len), Some(64));
+
+    outbox.emit(5_000, 100).await;
+    let numbers = status(&outbox);
+    assert_eq!(numbers["unsettled"]["is_exact"], false);
+    let estimate = numbers["unsettled"]["events"].as_i64().expect("a number");
+    assert!((14_000..16_000).contains(&estimate), "{estimate}");
+}
+
+/// What `outboxd relay status --output json` prints.
+fn status(outbox: &Outbox) -> serde_json::Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_outboxd"))
+        .args(["relay", "status", "--output", "json", "--database-url", &outbox.url])
+        .output()
+        .expect("it can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("it prints JSON")
+}
+
+/// A transaction that commits late lies below every bound on positions.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_commits_late_counts_as_unsettled() {
+    let outbox = Outbox::fresh("late", 1).await;
+    let relay = outbox.relay();
+    let mut late = outbox.connect().await;
+    let mut transaction = sqlx::Connection::begin(&mut late).await.expect("it begins");
+    sqlx::query("select outbox.emit($1, 'test', '1', 'late')")
+        .bind(&outbox.topic)
+        .execute(&mut *transaction)
+        .await
+        .expect("the event is stored");
+    for _ in 0..3 {
+        outbox.emit(50, 5).await;
+        outbox.all_settled().await;
+    }
+    relay.stop().await;
+    transaction.commit().await.expect("it commits");
+
+    assert_eq!(status(&outbox)["unsettled"]["events"], 1);
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    assert_eq!(status(&outbox)["unsettled"]["events"], 0);
+    relay.stop().await;
+}
