@@ -33,7 +33,8 @@ use outbox_proto::v1::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use rdkafka::Message as _;
-use sqlx::{Connection as _, Executor as _, PgPool};
+use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
+use tokio::sync::watch;
 use tonic::{Request, transport::Channel};
 use uuid::Uuid;
 
@@ -60,6 +61,13 @@ struct Options {
     /// Events that one kill may repeat (relay.in_flight_events_max)
     #[arg(long, default_value_t = 2_000)]
     window: usize,
+    /// The relay's source to begin with: poll or wal
+    #[arg(long, default_value = "poll", value_parser = ["poll", "wal"])]
+    source: String,
+    /// Changes the source every so many seconds; the write transaction is then held for a third of that at a time, since
+    /// a slot waits for it
+    #[arg(long, value_name = "SECONDS")]
+    switch_every: Option<u64>,
     /// Seed of keys and moments; drawn and printed when absent
     #[arg(long)]
     seed: Option<u64>,
@@ -112,10 +120,10 @@ async fn main() {
         retries: AtomicUsize::new(0),
     });
 
-    // The held transaction: with its own transaction id, and open until every commit is acknowledged.
-    let mut holder = database.connect().await;
-    let mut held = holder.begin().await.expect("a transaction can be begun");
-    held.execute("insert into held values (1)").await.expect("a row can be written");
+    desire(&pool, &run.options.source).await;
+    let (release, released) = watch::channel(false);
+    let held = tokio::spawn(hold(database.connect().await, run.options.switch_every, released.clone()));
+    let switched = tokio::spawn(switch(pool.clone(), run.options.switch_every, released));
 
     let start = Instant::now();
     let callers: Vec<_> = (0..run.options.callers).map(|n| tokio::spawn(call(Arc::clone(&run), n))).collect();
@@ -127,8 +135,16 @@ async fn main() {
     let retries = run.retries.load(Ordering::Relaxed);
     println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
     println!("{landed} of {} kills landed while callers waited on the killed server", run.options.kills);
-    settled(&pool, "with the write transaction still open").await;
-    held.rollback().await.expect("the held transaction can be rolled back");
+    if run.options.switch_every.is_none() {
+        settled(&pool, "with the write transaction still open").await;
+    }
+    release.send_replace(true);
+    held.await.expect("the held transaction can be rolled back");
+    let switches = switched.await.expect("the source can be changed");
+    if run.options.switch_every.is_some() {
+        println!("the source changed {switches} times");
+        settled(&pool, "after the last change").await;
+    }
 
     let faults = check(&run, &pool, landed).await;
     drop(running);
@@ -138,6 +154,49 @@ async fn main() {
     } else {
         println!("FAILED (seed {seed}; logs in {}):\n{}", folder.display(), faults.join("\n"));
         std::process::exit(1);
+    }
+}
+
+/// Asks for a source and waits until it is in force.
+async fn desire(pool: &PgPool, source: &str) {
+    let statement = sqlx::query("update outbox.stream set desired = $1, note = null").bind(source);
+    statement.execute(pool).await.expect("a source can be asked for");
+    let asked = Instant::now();
+    loop {
+        let in_force = sqlx::query_scalar("select source = $1 from outbox.stream").bind(source);
+        if in_force.fetch_one(pool).await.expect("the source can be read") {
+            return;
+        }
+        assert!(asked.elapsed() < Duration::from_secs(120), "waited in vain for {source} to be in force");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Changes the source until released, and counts.
+async fn switch(pool: PgPool, every: Option<u64>, mut released: watch::Receiver<bool>) -> usize {
+    let Some(every) = every else { return 0 };
+    let mut switches = 0;
+    while tokio::time::timeout(Duration::from_secs(every), released.wait_for(|r| *r)).await.is_err() {
+        let statement = "select case source when 'poll' then 'wal' else 'poll' end from outbox.stream";
+        let next: String = sqlx::query_scalar(statement).fetch_one(&pool).await.expect("the source can be read");
+        desire(&pool, &next).await;
+        switches += 1;
+    }
+    switches
+}
+
+/// Holds a write transaction, with its own transaction id, open until released; while sources change, for a third of the
+/// time between two changes.
+async fn hold(mut holder: PgConnection, every: Option<u64>, mut released: watch::Receiver<bool>) {
+    let spell = every.map_or(Duration::MAX, |every| Duration::from_secs(every) / 3);
+    while !*released.borrow() {
+        let mut held = holder.begin().await.expect("a transaction can be begun");
+        held.execute("insert into held values (1)").await.expect("a row can be written");
+        let _ = tokio::time::timeout(spell, released.wait_for(|r| *r)).await;
+        held.rollback().await.expect("the held transaction can be rolled back");
+        if every.is_some() {
+            let _ = tokio::time::timeout(spell, released.wait_for(|r| *r)).await;
+        }
     }
 }
 
