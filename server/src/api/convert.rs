@@ -306,7 +306,7 @@ pub(super) fn state(state: EventState) -> v1::EventState {
 }
 
 /// A step of an event's history.
-pub(super) fn step(step: Step) -> v1::EventStep {
+pub(super) fn history_step(step: Step) -> v1::EventStep {
     v1::EventStep {
         state: state(step.state).into(),
         time: Some(timestamp(step.time)),

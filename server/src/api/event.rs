@@ -46,7 +46,7 @@ impl EventService for Events {
         let found = call::within(deadline, self.reader.event(&namespace, uuid)).await?;
         let event = found.ok_or_else(|| status::event_not_found(&id))?;
         let history = call::within(deadline, self.reader.history(&namespace, uuid)).await?;
-        let history = history.into_iter().map(convert::step).collect();
+        let history = history.into_iter().map(convert::history_step).collect();
         Ok(Response::new(GetEventResponse { event: Some(convert::event(event)), history }))
     }
 

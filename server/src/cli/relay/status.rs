@@ -18,7 +18,7 @@ const BETWEEN: Duration = Duration::from_millis(1_050);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  outboxd relay status\n  outboxd relay status --output json | jq .unsettled")]
-pub(super) struct Status {
+pub(in crate::cli) struct Status {
     /// How to print it
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,

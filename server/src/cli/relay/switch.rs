@@ -23,7 +23,7 @@ Examples:
   outboxd relay switch wal
   outboxd relay switch poll --wait-s 60
   outboxd relay switch wal --wait-s 0     only asks; the relay changes as soon as it can")]
-pub(super) struct Switch {
+pub(in crate::cli) struct Switch {
     /// poll: look into the table; wal: stream the write-ahead log
     source: Name,
     /// Seconds to wait until it is in force

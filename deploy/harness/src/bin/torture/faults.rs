@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use rustix::process::Signal;
 use sqlx::PgPool;
 
-use crate::{LEASE_TTL, Options, Run};
+use crate::{LEASE_TTL, Options, Run, source};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     KillKafka,
     /// Postgres stops at once, as in a power cut, and is started again.
     CrashPostgres,
+    /// The slot that is streamed from is dropped. Nothing while the source is `poll`.
+    DropSlot,
 }
 
 /// How many faults there were, and how many landed in mid-work.
@@ -52,6 +54,7 @@ impl Options {
             (Fault::PauseServer, self.pauses),
             (Fault::KillKafka, self.kafka_kills),
             (Fault::CrashPostgres, self.postgres_crashes),
+            (Fault::DropSlot, self.slot_drops),
         ];
         kinds.iter().flat_map(|(fault, times)| std::iter::repeat_n(*fault, *times)).collect()
     }
@@ -85,11 +88,11 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
         let (waiting, unsettled) = (run.waiting(), unsettled(victims.pool).await);
         let in_mid_work = match fault {
             Fault::KillServer | Fault::PauseServer => waiting[victim] > 0,
-            Fault::KillKafka | Fault::CrashPostgres => unsettled > 0,
+            Fault::KillKafka | Fault::CrashPostgres | Fault::DropSlot => unsettled > 0,
         };
-        landed.landed += usize::from(in_mid_work);
         let began = Instant::now();
-        victims.hit(run, *fault, victim).await;
+        let hit = victims.hit(run, *fault, victim).await;
+        landed.landed += usize::from(hit && in_mid_work);
         println!(
             "fault {}: {fault:?} (server {victim}) after {moment} commits; callers waiting {waiting:?}, events unsettled \
              {unsettled}; over after {:.1?}",
@@ -101,7 +104,8 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
 }
 
 impl Victims<'_> {
-    async fn hit(&mut self, run: &Run, fault: Fault, victim: usize) {
+    /// Whether there was anything to hit.
+    async fn hit(&mut self, run: &Run, fault: Fault, victim: usize) -> bool {
         match fault {
             Fault::KillServer => {
                 self.servers[victim].kill();
@@ -114,11 +118,10 @@ impl Victims<'_> {
                 self.servers[victim].resume();
             }
             Fault::KillKafka => restart(self.kafka.clone().expect("the run has one"), Signal::KILL).await,
-            Fault::CrashPostgres => {
-                restart(self.postgres.clone().expect("the run has one"), Signal::QUIT).await;
-                run.hold_open().await;
-            }
+            Fault::CrashPostgres => restart(self.postgres.clone().expect("the run has one"), Signal::QUIT).await,
+            Fault::DropSlot => return source::drop_slot(self.pool).await,
         }
+        true
     }
 }
 

@@ -1,6 +1,6 @@
 //! Commits under faults: several callers, two servers on one database, a write transaction held open all along, and
-//! servers killed and paused, the broker killed, Postgres stopped at once, at seeded random moments. Then database,
-//! acknowledgements and the Kafka log must agree:
+//! servers killed and paused, the broker killed, Postgres stopped at once, slots dropped, at seeded random moments, while
+//! the relay's source may change. Then database, acknowledgements and the Kafka log must agree:
 //!
 //! - every call was acknowledged once, after retries with the same request id (P5);
 //! - state = acknowledged calls = distinct events in the table = distinct events in Kafka (P1, P2, P3);
@@ -13,6 +13,7 @@
 
 mod calls;
 mod faults;
+mod source;
 mod verdict;
 
 use std::{
@@ -32,7 +33,8 @@ use outbox_harness::{
     postgres::Database,
 };
 use rand::RngExt as _;
-use sqlx::{Executor as _, PgConnection, PgPool};
+use sqlx::{Executor as _, PgPool};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::faults::Victims;
@@ -74,6 +76,15 @@ struct Options {
     /// The folder in which deploy/postgres/run keeps the cluster of DATABASE_URL
     #[arg(long)]
     postgres_folder: Option<PathBuf>,
+    /// The relay's source to begin with: poll or wal
+    #[arg(long, default_value = "poll", value_parser = ["poll", "wal"])]
+    source: String,
+    /// Changes the source every so many seconds; the write transaction is then held for a third of that at a time
+    #[arg(long, value_name = "SECONDS")]
+    switch_every: Option<u64>,
+    /// Times that the slot is dropped from which the log is streamed
+    #[arg(long, default_value_t = 0)]
+    slot_drops: usize,
     /// Events that one fault may repeat (relay.in_flight_events_max)
     #[arg(long, default_value_t = 2_000)]
     window: usize,
@@ -93,8 +104,6 @@ struct Run {
     /// Callers that wait for an answer, by server.
     waiting: [AtomicUsize; 2],
     retries: AtomicUsize,
-    /// The session whose transaction is held open.
-    holder: tokio::sync::Mutex<Option<PgConnection>>,
 }
 
 #[tokio::main]
@@ -114,7 +123,10 @@ async fn main() {
         server.serving().await;
     }
 
-    run.hold_open().await;
+    source::desire(&pool, &run.options.source).await;
+    let (release, released) = watch::channel(false);
+    let held = tokio::spawn(source::hold(Arc::clone(&run), released.clone()));
+    let switched = tokio::spawn(source::switch(Arc::clone(&run), pool.clone(), released));
     let start = Instant::now();
     let callers: Vec<_> = (0..run.options.callers).map(|n| tokio::spawn(calls::call(Arc::clone(&run), n))).collect();
     let landed = faults::strike(&run, Victims { servers: &mut running, pool: &pool, kafka, postgres }).await;
@@ -125,8 +137,16 @@ async fn main() {
     let retries = run.retries.load(Ordering::Relaxed);
     println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
     println!("{} of {} faults landed in mid-work", landed.landed, landed.faults);
-    settled(&pool, "with the write transaction still open").await;
-    run.holder.lock().await.take();
+    if run.options.switch_every.is_none() {
+        settled(&pool, "with the write transaction still open").await;
+    }
+    release.send_replace(true);
+    held.await.expect("the write transaction ends");
+    let switches = switched.await.expect("the source can be changed");
+    if run.options.switch_every.is_some() {
+        println!("the source changed {switches} times");
+        settled(&pool, "after the last change").await;
+    }
 
     let findings = verdict::check(&run, &pool, landed).await;
     drop(running);
@@ -161,15 +181,7 @@ impl Run {
             acknowledged: Mutex::default(),
             waiting: [AtomicUsize::new(0), AtomicUsize::new(0)],
             retries: AtomicUsize::new(0),
-            holder: tokio::sync::Mutex::default(),
         }
-    }
-
-    /// Begins the transaction that is held open: with a transaction id of its own, until every commit is acknowledged.
-    async fn hold_open(&self) {
-        let mut holder = self.database.connect().await;
-        holder.execute("begin; insert into held values (1)").await.expect("a row can be written");
-        *self.holder.lock().await = Some(holder);
     }
 
     /// How many callers wait, by server.
