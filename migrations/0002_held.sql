@@ -247,6 +247,39 @@ begin
 end
 $$;
 
+-- Holds an event by itself whose row the relay cannot read, and which it knows by lane and position only. Returns false
+-- when the lane is not the relay's any more.
+create function outbox.hold_unreadable(
+    p_owner uuid, p_lane smallint, p_epoch bigint, p_position bigint, p_reason text
+) returns boolean
+language plpgsql volatile as $$
+declare
+    v_event outbox.events;
+    v_hold  bigint;
+begin
+    select e.* into v_event from outbox.events e where e.position = p_position and e.lane = p_lane;
+    if not found then
+        -- It is being drained, and its partition is gone.
+        update outbox.holds h set retry_at = null, draining = false, reason = p_reason
+        from outbox.held e
+        where e.position = p_position and e.lane = p_lane and h.hold = e.hold;
+        return found;
+    end if;
+    v_hold := outbox.set_aside(p_owner, p_lane, p_epoch, 'event', v_event.id, v_event.namespace, v_event.topic,
+                               v_event.key, p_position, p_reason, 1, null);
+    if v_hold is null then
+        return false;
+    end if;
+    insert into outbox.held (id, hold, lane, position, namespace, topic, key, source, type, subject, data, content_type,
+                             headers, time, traceparent, tracestate)
+    values (v_event.id, v_hold, p_lane, p_position, v_event.namespace, v_event.topic, v_event.key, v_event.source,
+            v_event.type, v_event.subject, v_event.data, v_event.content_type, v_event.headers, v_event.time,
+            v_event.traceparent, v_event.tracestate)
+    on conflict (id) do nothing;
+    return true;
+end
+$$;
+
 -- Writes down that an event is about to be tried, and forgets the attempt that has ended. Returns how often it has been
 -- tried now; null when its lane is not the relay's any more.
 create function outbox.start_attempt(

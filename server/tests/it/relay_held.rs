@@ -306,6 +306,40 @@ async fn a_key_that_fails_while_its_topic_is_drained_gets_a_hold_of_its_own() {
     relay.stop().await;
 }
 
+/// A row that should not be there: whatever it is, it keeps nothing else back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_cannot_be_read_is_held_alone() {
+    let outbox = Outbox::fresh("unreadable", 1).await;
+    outbox.emit(20, 3).await;
+    let unreadable = "select outbox.append_events('default', array[outbox.uuidv7()], array[$1], array['key-1'::bytea],
+        array['s'], array['t'], array[null]::text[], array[null]::bytea[], array[null]::text[], array[null]::jsonb[],
+        array['infinity'::timestamptz], array[null]::text[], array[null]::text[])";
+    let mut connection = outbox.connect().await;
+    sqlx::query(unreadable).bind(&outbox.topic).execute(&mut connection).await.expect("it is stored");
+    outbox.emit(20, 3).await;
+    let relay = outbox.relay();
+
+    outbox.all_settled().await;
+    let held = outbox.held().await;
+    assert_eq!(held.len(), 1);
+    assert_eq!(outbox.published().await.0.len(), 40, "everything else");
+
+    // Trying again changes nothing, and stops nothing.
+    unpark_event(&outbox, held[0].0).await;
+    let again = async || {
+        let attempts: i32 = sqlx::query_scalar("select attempts from outbox.holds where retry_at is null")
+            .fetch_optional(&mut connection)
+            .await
+            .expect("holds can be read")?;
+        (attempts > 1).then_some(())
+    };
+    eventually("it is tried and held again", PATIENCE, again).await;
+    outbox.emit(20, 3).await;
+    outbox.all_settled().await;
+    assert_eq!(outbox.published().await.0.len(), 60);
+    relay.stop().await;
+}
+
 /// Trap 8: the attempt is counted when it starts, or nothing would ever count it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_ends_the_process_is_held() {
@@ -430,15 +464,15 @@ async fn holds_are_changed_only_under_the_lanes_present_epoch() {
     let held = store::held::hold(&mut connection, &owned(epoch), &[row]).await.expect("it is answered");
     assert_eq!(held, [id]);
 
-    let due = store::held::due(&mut connection, &[row.lane()], 10).await.expect("it is answered");
-    let begun = store::held::begin_drain(&mut connection, &owned(epoch - 1), &[due[0].hold]).await;
+    let due = store::drain::due(&mut connection, &[row.lane()], 10).await.expect("it is answered");
+    let begun = store::drain::begin(&mut connection, &owned(epoch - 1), &[due[0].hold]).await;
     assert!(begun.expect("it is answered").is_empty(), "not under an earlier epoch");
-    let begun = store::held::begin_drain(&mut connection, &owned(epoch), &[due[0].hold]).await.expect("it is answered");
+    let begun = store::drain::begin(&mut connection, &owned(epoch), &[due[0].hold]).await.expect("it is answered");
     let none = store::delivery::Columns::default();
-    let end = store::held::end_drain(&mut connection, &owned(epoch - 1), &begun, &[id], &none).await;
+    let end = store::drain::end(&mut connection, &owned(epoch - 1), &begun, &[id], &none).await;
     end.expect("it is answered");
     assert_eq!(outbox.held().await.len(), 1, "not under an earlier epoch");
-    let end = store::held::end_drain(&mut connection, &owned(epoch), &begun, &[id], &none).await;
+    let end = store::drain::end(&mut connection, &owned(epoch), &begun, &[id], &none).await;
     end.expect("it is answered");
     assert!(outbox.held().await.is_empty());
 }

@@ -22,6 +22,7 @@ use crate::{
         window::Drained,
     },
     store::relay::{
+        drain,
         held::{self, Cause, Kind, News},
         row::{Event, Row},
     },
@@ -99,7 +100,10 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         let Some(row) = self.window.row(token).filter(|_| self.window.waits(token)) else { return Ok(()) };
         let (lane, position) = (row.lane(), row.position());
         let Some(epoch) = self.lanes.epoch(lane) else { return Ok(()) };
-        let event = row.event()?;
+        let event = match row.event() {
+            Ok(event) => event,
+            Err(malformed) => return self.hold_unreadable(token, (lane, epoch), position, malformed.to_string()).await,
+        };
         let cause = self.cause(&event, failure);
         let (event_id, topic, reason) = (event.id, event.topic, cause.reason.as_str());
         tracing::error!(lane, %event_id, topic, position, reason, "an event cannot be published; it is held");
@@ -120,6 +124,25 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         self.held.lanes.insert(lane);
         self.hold_waiting(Some(lane), token).await
+    }
+
+    /// Holds an event by itself that cannot be read: neither its key nor what follows it is known.
+    async fn hold_unreadable(
+        &mut self,
+        token: usize,
+        (lane, epoch): (i16, i64),
+        position: i64,
+        reason: String,
+    ) -> Result<(), Error> {
+        tracing::error!(lane, position, reason, "an event cannot be read; it is held");
+        let owner = (self.settings.instance, lane, epoch);
+        let patience = self.patience();
+        if within(patience, held::hold_unreadable(&mut self.control, owner, position, &reason)).await? {
+            self.window.give_up(token);
+        } else {
+            self.drop_lane(lane);
+        }
+        Ok(())
     }
 
     fn cause(&self, event: &Event<'_>, failure: &Failure) -> Cause {
@@ -144,7 +167,10 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
 
     /// Holds what waits, from an event on, and belongs to a hold. Of one lane, or of every lane that has holds.
     pub(super) async fn hold_waiting(&mut self, lane: Option<i16>, from: usize) -> Result<(), Error> {
-        let in_lanes = |row: &Row| lane.is_none_or(|lane| row.lane() == lane) && self.held.lanes.contains(&row.lane());
+        // What cannot be read is held when its turn to be sent comes.
+        let in_lanes = |row: &Row| {
+            lane.is_none_or(|lane| row.lane() == lane) && self.held.lanes.contains(&row.lane()) && row.event().is_ok()
+        };
         let (tokens, rows): (Vec<usize>, Vec<&Row>) =
             self.window.waiting(from, false).filter(|(_, row)| in_lanes(row)).unzip();
         if rows.is_empty() {
@@ -182,9 +208,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         let owner = self.lanes.owner(self.settings.instance, ready.values().copied().collect::<BTreeSet<_>>());
         let chosen: Vec<i64> = ready.keys().copied().collect();
         let patience = self.patience();
-        let holds = within(patience, held::begin_drain(&mut self.control, &owner, &chosen)).await?;
+        let holds = within(patience, drain::begin(&mut self.control, &owner, &chosen)).await?;
         let room = self.room();
-        let rows = held::events(&mut self.control, &holds, room.rows_max, room.bytes_max);
+        let rows = drain::events(&mut self.control, &holds, room.rows_max, room.bytes_max);
         let rows = within(patience, rows).await?;
         tracing::info!(holds = holds.len(), events = rows.len(), "held events are drained");
         let lanes: BTreeSet<i16> = holds.iter().filter_map(|hold| ready.get(hold).copied()).collect();
@@ -194,9 +220,10 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
 
     /// The due holds that can be drained now, with their lanes. The others are put off.
     async fn ready_to_drain(&mut self) -> Result<BTreeMap<i64, i16>, Error> {
-        let lanes: Vec<i16> = self.lanes.iter().map(|(lane, _)| lane).collect();
+        let open = self.lanes.iter().map(|(lane, _)| lane).filter(|lane| self.lanes.is_open(*lane));
+        let lanes: Vec<i16> = open.collect();
         let patience = self.patience();
-        let due = within(patience, held::due(&mut self.control, &lanes, HOLDS_MAX)).await?;
+        let due = within(patience, drain::due(&mut self.control, &lanes, HOLDS_MAX)).await?;
         self.held.due = !due.is_empty();
         self.held.drain_at = None;
         let owner = self.lanes.owner(self.settings.instance, due.iter().map(|due| due.lane).collect::<BTreeSet<_>>());
@@ -212,12 +239,12 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         let retry = Duration::from_millis(self.settings.config.held_retry_ms);
         if !missing.is_empty() {
-            within(patience, held::postpone(&mut self.control, &owner, &missing, Some(retry), None)).await?;
+            within(patience, drain::postpone(&mut self.control, &owner, &missing, Some(retry), None)).await?;
         }
         if !fatal.is_empty() {
             let reason = format!("the relay's process died {drains_max} times while it was being drained");
             tracing::error!(holds = fatal.len(), reason, "held events are left until an operator unparks them");
-            within(patience, held::postpone(&mut self.control, &owner, &fatal, None, Some(&reason))).await?;
+            within(patience, drain::postpone(&mut self.control, &owner, &fatal, None, Some(&reason))).await?;
         }
         Ok(ready)
     }
@@ -231,7 +258,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         let Drained { lanes, holds, published } = drained;
         let owner = self.lanes.owner(self.settings.instance, lanes);
         let delivered = delivered.into_iter().collect();
-        let ending = held::end_drain(&mut self.control, &owner, &holds, &published, &delivered);
+        let ending = drain::end(&mut self.control, &owner, &holds, &published, &delivered);
         within(Duration::from_millis(self.settings.config.lease_ttl_ms), ending).await?;
         // There may be more of them, or they failed again and are not due.
         (self.held.due, self.held.drain_at) = (true, None);

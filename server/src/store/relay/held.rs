@@ -1,19 +1,17 @@
-//! Held events, from the side of their lanes' owner: setting aside what fails, adding what waits behind it, and
-//! draining what is due.
+//! Held events, from the side of their lanes' owner: setting aside what fails, and adding what waits behind it.
 //!
 //! Every write holds the lane's row against claims and compares owner and epoch: a relay that has lost a lane changes
-//! nothing in it. Events are copied from what the relay has read. What operators do is in `store::held`.
+//! nothing in it. Events are copied from what the relay has read. Draining is in `drain`, what operators do in
+//! `store::held`.
 
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    fetch::list,
     interval,
-    row::{COLUMN_NAMES, Decoder, Event, Row},
+    row::{Event, Row},
 };
 
 /// A relay and lanes of its, each with the epoch that it was claimed under.
@@ -168,6 +166,27 @@ pub async fn hold(connection: &mut PgConnection, owner: &Owner, rows: &[&Row]) -
     .await
 }
 
+/// Holds an event whose row cannot be read, known by lane and position only. Returns false when the lane is not the
+/// owner's any more.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn hold_unreadable(
+    connection: &mut PgConnection,
+    (instance, lane, epoch): (Uuid, i16, i64),
+    position: i64,
+    reason: &str,
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select outbox.hold_unreadable($1, $2, $3, $4, $5)")
+        .bind(instance)
+        .bind(lane)
+        .bind(epoch)
+        .bind(position)
+        .bind(reason)
+        .fetch_one(connection)
+        .await
+}
+
 #[derive(Default)]
 struct Columns<'a> {
     id: Vec<Uuid>,
@@ -207,134 +226,4 @@ impl<'a> Columns<'a> {
         self.tracestate.push(event.tracestate);
         Ok(())
     }
-}
-
-/// A hold that is to be drained.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub struct Due {
-    /// Its number.
-    pub hold: i64,
-    /// Its lane.
-    pub lane: i16,
-    /// Its events' topic.
-    pub topic: String,
-    /// Drains begun since the last one that ended.
-    pub drains: i32,
-}
-
-/// The holds of these lanes whose time has come, the longest due first.
-///
-/// # Errors
-/// When the statement fails.
-pub async fn due(connection: &mut PgConnection, lanes: &[i16], limit: i64) -> sqlx::Result<Vec<Due>> {
-    sqlx::query_as(
-        "select hold, lane, topic, drains from outbox.holds
-         where lane = any($1) and retry_at <= clock_timestamp()
-         order by retry_at, hold limit $2",
-    )
-    .bind(lanes)
-    .bind(limit)
-    .fetch_all(connection)
-    .await
-}
-
-/// Puts holds off: until their time comes again, or, without a time, until an operator says so.
-///
-/// # Errors
-/// When the statement fails.
-pub async fn postpone(
-    connection: &mut PgConnection,
-    owner: &Owner,
-    holds: &[i64],
-    retry_after: Option<Duration>,
-    reason: Option<&str>,
-) -> sqlx::Result<()> {
-    sqlx::query(
-        "update outbox.holds
-         set retry_at = clock_timestamp() + $5, reason = coalesce($6, reason), draining = false, drains = 0
-         where hold = any($4) and retry_at is not null and lane = any(outbox.own_lanes($1, $2, $3))",
-    )
-    .bind(owner.instance)
-    .bind(&owner.lanes)
-    .bind(&owner.epochs)
-    .bind(holds)
-    .bind(retry_after.map(interval))
-    .bind(reason)
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
-/// Begins to drain holds, durably, and returns those that are still due and the owner's.
-///
-/// # Errors
-/// When the statement fails.
-pub async fn begin_drain(connection: &mut PgConnection, owner: &Owner, holds: &[i64]) -> sqlx::Result<Vec<i64>> {
-    sqlx::query_scalar(
-        "update outbox.holds set draining = true, drains = drains + 1
-         where hold = any($4) and retry_at <= clock_timestamp() and lane = any(outbox.own_lanes($1, $2, $3))
-         returning hold",
-    )
-    .bind(owner.instance)
-    .bind(&owner.lanes)
-    .bind(&owner.epochs)
-    .bind(holds)
-    .fetch_all(connection)
-    .await
-}
-
-/// Reads the first events of holds, in order of position.
-///
-/// # Errors
-/// When the statement fails or its answer cannot be read.
-pub async fn events(
-    connection: &mut PgConnection,
-    holds: &[i64],
-    rows_max: usize,
-    bytes_max: usize,
-) -> sqlx::Result<Vec<Row>> {
-    let statement = format!(
-        "copy (
-            select {} from (
-                select *, sum(octet_length(coalesce(data, '')) + octet_length(coalesce(key, ''))) over (
-                    order by position rows between unbounded preceding and 1 preceding) as bytes_before
-                from (select * from outbox.held where hold = any('{{{}}}'::bigint[])
-                      order by position limit {rows_max}) as candidates
-            ) as page
-            where coalesce(bytes_before, 0) < {bytes_max}
-            order by position
-         ) to stdout (format binary)",
-        COLUMN_NAMES.join(", "),
-        list(holds)
-    );
-    let (mut decoder, mut rows) = (Decoder::default(), Vec::new());
-    let mut stream = connection.copy_out_raw(&statement).await?;
-    while let Some(bytes) = stream.try_next().await? {
-        decoder.feed(bytes, &mut rows).map_err(super::decode_error)?;
-    }
-    Ok(rows)
-}
-
-/// Ends a drain: these events are held no more, and holds without further events are gone.
-///
-/// # Errors
-/// When the statement fails.
-pub async fn end_drain(
-    connection: &mut PgConnection,
-    owner: &Owner,
-    holds: &[i64],
-    published: &[Uuid],
-    delivered: &super::delivery::Columns,
-) -> sqlx::Result<()> {
-    let statement = format!("with {} select outbox.end_drain($6, $7, $8, $9, $10)", super::delivery::INSERT);
-    delivered
-        .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
-        .bind(owner.instance)
-        .bind(&owner.lanes)
-        .bind(&owner.epochs)
-        .bind(holds)
-        .bind(published)
-        .execute(connection)
-        .await
-        .map(drop)
 }

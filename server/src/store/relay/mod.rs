@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod delivery;
+pub mod drain;
 pub mod fetch;
 pub mod held;
 pub mod identity;
