@@ -129,6 +129,9 @@ impl<P: Publisher> Relay<P> {
                     tracing::error!(%error, "the relay stops");
                     return Err(error);
                 }
+                Remedy::Again if matches!(error, Error::SourceChanged(_)) => {
+                    tracing::info!(%error, "the relay begins anew");
+                }
                 Remedy::Again => tracing::warn!(%error, "the relay begins anew"),
                 Remedy::Later => {
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "the relay begins anew after a pause");

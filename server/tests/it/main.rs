@@ -24,6 +24,7 @@ mod relay_snapshot;
 mod relay_wal;
 mod relay_wal_faults;
 mod relay_wal_switch;
+mod relay_wal_tls;
 mod retention;
 mod retry;
 mod support;

@@ -14,6 +14,7 @@ use outbox_server::{
     store::relay::{lease, stream},
 };
 use sqlx::Executor as _;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -123,6 +124,60 @@ async fn a_relay_that_crashes_is_followed_by_another_that_stood_by() {
     assert_eq!(outbox.stream().await.source, Source::Wal);
     outbox.assert_all_published_in_order().await;
     second.stop().await;
+}
+
+/// Trap 6: the owner of the stream stands still, with the slot in its hands. Another takes over, slot and all; when the
+/// first wakes, it publishes nothing more and moves nothing.
+#[test]
+fn a_paused_owner_of_the_stream_loses_the_slot_and_moves_nothing_when_it_wakes() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    runtime.block_on(async {
+        let outbox = Outbox::fresh("slept", 1).await;
+        let faults = Faults::default();
+        let publisher = Faulty::new(publisher(), &faults);
+        let paused = Relay::with_publisher(Outbox::relay_config(), &outbox.database_config(), publisher);
+        let mut status = paused.status();
+        // A runtime of one thread, which the pause stops whole: no lease is renewed. Its streaming task stops, too.
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = paused.run(CancellationToken::new(), PATIENCE) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        outbox.switch(Source::Wal).await;
+        let first = eventually("it streams", PATIENCE, async || sender(&outbox).await).await;
+        let before = Uuid::now_v7();
+        faults.change(|plan| plan.pause_before = Some(before));
+        outbox.emit_singly(50, 1).await;
+        let emit =
+            sqlx::query("select outbox.emit($1, 'test', '1', 'key-0', id => $2)").bind(&outbox.topic).bind(before);
+        emit.execute(&mut outbox.connect().await).await.expect("an event is stored");
+        outbox.emit_singly(50, 1).await;
+        eventually("it is paused", PATIENCE, async || faults.plan().paused.then_some(())).await;
+        status.borrow_and_update();
+
+        let second = outbox.relay();
+        outbox.all_settled().await;
+        assert_ne!(sender(&outbox).await, Some(first), "the slot has changed hands");
+        let settled = outbox.stream().await;
+        faults.change(|plan| plan.pause_before = None);
+
+        status.wait_for(|s| s.last_error.is_some()).await.expect("it finds that its lease has run out");
+        let handed_over = faults.plan().enqueued.clone();
+        let after = handed_over.iter().skip_while(|id| **id != before).skip(1).count();
+        assert_eq!(after, 0, "events were handed over after the pause");
+        let now = outbox.stream().await;
+        assert_eq!((now.epoch, now.owner), (settled.epoch, settled.owner), "the direction is the other's");
+        outbox.assert_all_published_in_order().await;
+
+        second.stop().await;
+        let _ = stop.send(());
+        thread.join().expect("it does not panic");
+    });
 }
 
 /// Kafka takes nothing, and the log that is kept for the relay grows past its budget.

@@ -6,6 +6,7 @@
 //! of the reader. Deliberately not here: which of them are settled already.
 
 mod pgoutput;
+mod tls;
 
 use std::time::Duration;
 
@@ -35,6 +36,9 @@ pub enum Error {
     /// The connection or the server.
     #[error("{0}")]
     Wire(#[from] PgWireError),
+    /// The connection could not be made.
+    #[error("no replication connection can be made: {0}")]
+    Connect(#[from] std::io::Error),
     /// A statement beside it.
     #[error("{0}")]
     Database(#[from] sqlx::Error),
@@ -58,7 +62,7 @@ impl Session {
     /// # Errors
     /// When the URL or the server does not allow it.
     pub async fn open(url: &str) -> Result<Self, Error> {
-        let config = config(url, "unused", LogPosition::default())?;
+        let config = config(url, "unused", LogPosition::default()).await?;
         Ok(Self(ReplicationClient::connect_gated(config).await?))
     }
 
@@ -103,7 +107,7 @@ impl Stream {
     /// # Errors
     /// When the server does not allow it, or somebody else streams from the slot.
     pub async fn open(url: &str, slot: &str, from: LogPosition) -> Result<Self, Error> {
-        let mut client = ReplicationClient::connect(config(url, slot, from)?).await?;
+        let mut client = ReplicationClient::connect(config(url, slot, from).await?).await?;
         client.wait_started().await?;
         Ok(Self { client, decoder: Decoder::default(), commit: None })
     }
@@ -162,14 +166,15 @@ impl Stream {
     }
 }
 
-fn config(url: &str, slot: &str, from: LogPosition) -> Result<ReplicationConfig, Error> {
+async fn config(url: &str, slot: &str, from: LogPosition) -> Result<ReplicationConfig, Error> {
     let options: PgConnectOptions = url.parse()?;
     // The one way to the password, wherever it came from.
     let shown = options.to_url_lossy();
     let password = percent_decode_str(shown.password().unwrap_or_default()).decode_utf8_lossy().into_owned();
-    let host = match options.get_socket() {
-        Some(folder) => folder.display().to_string(),
-        None => options.get_host().to_owned(),
+    let (host, port) = match (tls::connect(&options).await?, options.get_socket()) {
+        (Some(folder), _) => (folder.display().to_string(), tls::PORT),
+        (None, Some(folder)) => (folder.display().to_string(), options.get_port()),
+        (None, None) => (options.get_host().to_owned(), options.get_port()),
     };
     let user = options.get_username();
     let mut config = ReplicationConfig::new(
@@ -180,7 +185,7 @@ fn config(url: &str, slot: &str, from: LogPosition) -> Result<ReplicationConfig,
         slot,
         super::slot::PUBLICATION,
     )
-    .with_port(options.get_port())
+    .with_port(port)
     .with_start_lsn(WireLsn::from_u64(from.lsn.0))
     .with_status_interval(CONFIRM_EVERY)
     .with_wakeup_interval(STATUS_EVERY)
