@@ -24,7 +24,7 @@ pub use client::{
 };
 pub use consumer::{
     BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
-    HandlerFn, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats, StatsReader, json,
+    HandlerFn, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats, StatsReader, json, service,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

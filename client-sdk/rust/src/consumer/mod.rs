@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::{Claiming, ConsumerBuilder},
-    effect::Effect,
+    effect::{Effect, ServiceEffect, service},
     error::{BuildError, ConsumerError, RecordPlace},
     event::{Event, PayloadError},
     handler::{BatchHandler, Handler, HandlerFn},

@@ -14,6 +14,7 @@ mod faults;
 mod inbox;
 mod keyed;
 mod lean;
+mod lost;
 mod once;
 mod rebalance;
 mod retention;
