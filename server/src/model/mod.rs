@@ -3,7 +3,9 @@
 pub mod commit;
 pub mod document;
 pub mod event;
+pub mod link;
 pub mod progress;
 pub mod snapshot;
+pub mod template;
 pub mod transact;
 pub mod value;

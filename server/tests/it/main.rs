@@ -11,6 +11,7 @@ mod consume;
 mod demo;
 mod documents;
 mod emit;
+mod links;
 mod outage;
 mod queries;
 mod relay;
