@@ -11,6 +11,7 @@ mod consume;
 mod demo;
 mod documents;
 mod emit;
+mod errors;
 mod links;
 mod outage;
 mod queries;
