@@ -7,11 +7,12 @@ use std::{
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "outbox/v1/command.proto",
     "outbox/v1/document.proto",
     "outbox/v1/event.proto",
     "outbox/v1/outbox.proto",
+    "outbox/v1/reference.proto",
     "outbox/v1/relay.proto",
     "outbox/v1/state.proto",
     "outbox/v1/value.proto",

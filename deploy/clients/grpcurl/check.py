@@ -72,6 +72,15 @@ def main():
     call("outbox.v1.OutboxService/Commit", {"request_id": str(uuid.uuid4()), "operations": [
         {"put_document": {"collection": "carts", "id": user, "json": '{"items": []}', "precondition": {"exists": False}}},
         {"merge_document": {"collection": "carts", "id": user, "patch": '{"items": [1]}'}}]})
+    linked = call("outbox.v1.OutboxService/Commit", {
+        "request_id": str(uuid.uuid4()),
+        "operations": [{"command": {"name": "activate_user", "parameters": {"user_id": {"text": user}}}}],
+        "events": [{"topic": "grpcurl", "type": "com.example.user.activated", "key_from": {"column": "id"},
+                    "json": {"template": '{"status": "?"}', "values": {"/status": {"column": "status"}}},
+                    "only_if": {"operation": 0}}]})
+    built = call("outbox.v1.EventService/GetEvent", {"id": (linked.get("eventIds") or linked.get("event_ids"))[0]})["event"]
+    check("the payload out of a result", base64.b64decode(built["data"]), b'{"status": "active"}')
+    check("the key out of a result", base64.b64decode(built["key"]).decode(), user)
     document = call("outbox.v1.StateService/GetDocument", {"collection": "carts", "id": user})["document"]
     check("the document", document["json"], '{"items": [1]}')
     found = call("outbox.v1.StateService/Query", {"command": {"name": "find_user", "parameters": {"user_id": {"text": user}}}})

@@ -1,5 +1,6 @@
 //! Messages to the domain's types and back.
 
+mod link;
 mod transact;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use crate::{
         delivery::Delivered,
         document::{Document, DocumentCall, Precondition, Verb},
         event::{EventState, Step, TraceContext},
+        link::{EventLinks, Links, OperationLinks, Reference},
         value::{SqlType, Value, ValueError},
     },
     store::{event::Listed, held::Held},
@@ -34,17 +36,18 @@ const ARRAY_DEPTH_MAX: usize = 6;
 /// Every field that has no meaning in its form.
 pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -> Result<Request, Vec<Violation>> {
     let mut faults = Faults::default();
+    let mut links = Links::default();
     let operations = message.operations.into_iter().enumerate();
-    let operations = operations.filter_map(|(index, o)| faults.operation(&format!("operations[{index}]"), o)).collect();
+    let operations = operations.filter_map(|(index, o)| faults.operation(index, o, &mut links)).collect();
     let events = message.events.into_iter().enumerate();
-    let events = events.map(|(index, event)| faults.event(index, event)).collect();
+    let events = events.map(|(index, event)| faults.event(index, event, &mut links)).collect();
     let consume = message.consume.and_then(|consume| faults.consume(consume));
     if !faults.0.is_empty() {
         return Err(faults.0);
     }
     let v1::CommitRequest { namespace, request_id, validate_only, .. } = message;
     let namespace = call::namespace(namespace);
-    Ok(Request { namespace, request_id, operations, events, consume, validate_only, trace })
+    Ok(Request { namespace, request_id, operations, events, links, consume, validate_only, trace })
 }
 
 /// A query's command.
@@ -53,7 +56,11 @@ pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -
 /// As [`request`].
 pub(super) fn query(command: Option<v1::CommandCall>) -> Result<CommandCall, Vec<Violation>> {
     let mut faults = Faults::default();
-    let call = command.map(|call| faults.call("command", call));
+    let mut references = BTreeMap::new();
+    let call = command.map(|call| faults.call("command", call, &mut references));
+    for name in references.keys() {
+        faults.add(format!("command.parameters[{name}]"), "is a reference, but there is no earlier operation");
+    }
     if call.is_none() {
         faults.add("command".into(), "is required");
     }
@@ -72,10 +79,27 @@ impl Faults {
     }
 
     /// `None` when it is empty, which is a fault.
-    fn operation(&mut self, field: &str, operation: v1::Operation) -> Option<Operation> {
+    fn operation(&mut self, index: usize, operation: v1::Operation, links: &mut Links) -> Option<Operation> {
+        let field = format!("operations[{index}]");
+        let mut own = OperationLinks { only_if: operation.only_if.map(link::condition), ..OperationLinks::default() };
+        let converted = self.kind(&field, operation.kind, &mut own.parameters);
+        if own != OperationLinks::default() {
+            links.operations.insert(index, own);
+        }
+        converted
+    }
+
+    fn kind(
+        &mut self,
+        field: &str,
+        kind: Option<operation::Kind>,
+        references: &mut BTreeMap<String, Reference>,
+    ) -> Option<Operation> {
         use operation::Kind;
-        let (collection, id, verb, precondition) = match operation.kind {
-            Some(Kind::Command(call)) => return Some(Operation::Command(self.call(&format!("{field}.command"), call))),
+        let (collection, id, verb, precondition) = match kind {
+            Some(Kind::Command(call)) => {
+                return Some(Operation::Command(self.call(&format!("{field}.command"), call, references)));
+            }
             Some(Kind::PutDocument(put)) => (put.collection, put.id, Verb::Put(put.json), put.precondition),
             Some(Kind::MergeDocument(merge)) => {
                 (merge.collection, merge.id, Verb::Merge(merge.patch), merge.precondition)
@@ -94,13 +118,23 @@ impl Faults {
         Some(Operation::Document(DocumentCall { collection, id, verb, precondition }))
     }
 
-    fn call(&mut self, field: &str, call: v1::CommandCall) -> CommandCall {
+    /// References go beside the values.
+    fn call(
+        &mut self,
+        field: &str,
+        call: v1::CommandCall,
+        references: &mut BTreeMap<String, Reference>,
+    ) -> CommandCall {
         let mut parameters = BTreeMap::new();
         for (name, value) in call.parameters {
+            if let Some(Kind::Reference(reference)) = value.kind {
+                references.insert(name, link::reference(reference));
+                continue;
+            }
             let value = value_of(value, 0);
             if value.is_none() {
                 let field = format!("{field}.parameters[{name}]");
-                self.add(field, format!("is an array nested more than {ARRAY_DEPTH_MAX} deep"));
+                self.add(field, format!("holds a reference, or arrays nested more than {ARRAY_DEPTH_MAX} deep"));
             }
             parameters.insert(name, value.unwrap_or(Value::Null));
         }
@@ -124,7 +158,12 @@ impl Faults {
         })
     }
 
-    fn event(&mut self, index: usize, event: v1::NewEvent) -> EventDraft {
+    fn event(&mut self, index: usize, event: v1::NewEvent, links: &mut Links) -> EventDraft {
+        let mut own = EventLinks { only_if: event.only_if.map(link::condition), ..EventLinks::default() };
+        own.key = event.key_from.map(link::reference);
+        if own.key.is_some() && event.key.is_some() {
+            self.add(format!("events[{index}].key_from"), "stands beside `key`; give one of them");
+        }
         let text = |text: String| (!text.is_empty()).then_some(text);
         let id = text(event.id).and_then(|id| {
             let parsed = Uuid::try_parse(&id).ok();
@@ -143,8 +182,17 @@ impl Faults {
         let (data, media_type) = match event.payload {
             None => (None, None),
             Some(v1::new_event::Payload::Data(data)) => (Some(data.into()), Some("application/octet-stream")),
+            Some(v1::new_event::Payload::Json(json)) => {
+                let template = link::template(json);
+                let bytes = template.json.clone().into_bytes();
+                own.data = Some(template);
+                (Some(bytes), Some("application/json"))
+            }
             Some(v1::new_event::Payload::Text(text)) => (Some(text.into_bytes()), Some("application/json")),
         };
+        if own != EventLinks::default() {
+            links.events.insert(index, own);
+        }
         EventDraft {
             id,
             topic: event.topic,
@@ -176,6 +224,7 @@ fn value_of(message: v1::Value, depth: usize) -> Option<Value> {
         Some(Kind::Timestamptz(v)) => Value::Timestamptz(v),
         Some(Kind::Interval(v)) => Value::Interval(v),
         Some(Kind::Json(v)) => Value::Json(v),
+        Some(Kind::Reference(_)) => return None,
         Some(Kind::Array(_)) if depth == ARRAY_DEPTH_MAX => return None,
         Some(Kind::Array(array)) => {
             let elements = array.elements.into_iter().map(|element| value_of(element, depth + 1));
@@ -221,9 +270,14 @@ pub(super) fn response(request_id: String, answer: Answer) -> Result<v1::CommitR
         request_id,
         disposition: disposition.into(),
         results: answer.results.into_iter().map(result).collect::<Result<_, _>>()?,
-        event_ids: answer.event_ids.iter().map(Uuid::to_string).collect(),
+        event_ids: answer.event_ids.iter().map(event_id).collect(),
         committed_at,
     })
+}
+
+/// Nil stands for an event whose condition did not hold.
+fn event_id(id: &Uuid) -> String {
+    if id.is_nil() { String::new() } else { id.to_string() }
 }
 
 /// What one operation did.
@@ -238,6 +292,7 @@ pub(super) fn result(result: OperationResult) -> Result<v1::OperationResult, Val
     };
     Ok(v1::OperationResult {
         rows_affected: result.rows_affected,
+        skipped: result.skipped,
         rows: result.rows.into_iter().map(row).collect::<Result<_, ValueError>>()?,
         columns: result.columns.into_iter().map(|(name, r#type)| v1::Column { name, r#type }).collect(),
     })

@@ -64,6 +64,7 @@ reasons! {
     CHECK_VIOLATION: FailedPrecondition, Anew;
     NOT_NULL_VIOLATION: FailedPrecondition, Anew;
     REJECTED: FailedPrecondition, Anew;
+    REFERENCE_FAILED: FailedPrecondition, Anew;
     DOCUMENT_MISSING: FailedPrecondition, Anew;
     DOCUMENT_EXISTS: FailedPrecondition, Anew;
     DOCUMENT_TOO_LARGE: FailedPrecondition, Mend;

@@ -189,6 +189,9 @@ pub(super) fn store(error: &store::Error) -> Status {
             reply(reason::EVENT_ID_OUT_OF_RANGE, "an event id's time is too far from the database's")
         }
         E::Document { fault, actual, operation } => document(*fault, *actual).operation(*operation),
+        E::Reference { field, description } => {
+            reply(reason::REFERENCE_FAILED, format!("{field} {description}")).with("field", field)
+        }
         E::NotReadOnly => return not_read_only("what only reads tried to write".into()),
         E::EventTooOld => reply(
             reason::EVENT_TOO_OLD,

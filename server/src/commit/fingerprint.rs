@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{
     commit::{CommandCall, Consume, EventDraft, Operation, Request},
     document::{DocumentCall, Precondition, Verb},
+    link::{Condition, EventLinks, Links, OperationLinks, Reference},
     value::Value,
 };
 
@@ -35,6 +36,9 @@ pub fn of(request: &Request) -> [u8; 32] {
     }
     if let Some(consume) = &request.consume {
         hash.consume(consume);
+    }
+    if !request.links.is_empty() {
+        hash.links(&request.links);
     }
     hash.0.finalize().into()
 }
@@ -112,6 +116,50 @@ impl Hash {
         self.bytes(&consume.event_time.timestamp_micros().to_le_bytes());
     }
 
+    fn links(&mut self, links: &Links) {
+        // In the place of a consumer's name, whose length it cannot be.
+        self.length(usize::MAX);
+        self.length(links.operations.len());
+        for (index, OperationLinks { only_if, parameters }) in &links.operations {
+            self.length(*index);
+            self.condition(only_if.as_ref());
+            self.length(parameters.len());
+            for (name, reference) in parameters {
+                self.bytes(name.as_bytes());
+                self.reference(reference);
+            }
+        }
+        self.length(links.events.len());
+        for (index, EventLinks { only_if, key, data }) in &links.events {
+            self.length(*index);
+            self.condition(only_if.as_ref());
+            self.tag(u8::from(key.is_some()));
+            key.iter().for_each(|key| self.reference(key));
+            self.optional(data.as_ref().map(|template| template.json.as_bytes()));
+            let values = || data.iter().flat_map(|template| &template.values);
+            self.length(values().count());
+            for (pointer, reference) in values() {
+                self.bytes(pointer.as_bytes());
+                self.reference(reference);
+            }
+        }
+    }
+
+    fn condition(&mut self, condition: Option<&Condition>) {
+        self.tag(u8::from(condition.is_some()));
+        if let Some(Condition { operation, rows_min, rows_max }) = condition {
+            self.length(*operation);
+            self.bytes(&rows_min.to_le_bytes());
+            self.bytes(&rows_max.to_le_bytes());
+        }
+    }
+
+    fn reference(&mut self, reference: &Reference) {
+        self.length(reference.operation);
+        self.bytes(reference.column.as_bytes());
+        self.length(reference.row);
+    }
+
     fn value(&mut self, value: &Value) {
         match value {
             Value::Null => self.tag(0),
@@ -170,6 +218,10 @@ mod tests {
         Operation::Document(DocumentCall { collection: "c".into(), id: "i".into(), verb, precondition })
     }
 
+    fn reference() -> Reference {
+        Reference { operation: 0, column: "id".into(), row: 0 }
+    }
+
     fn consume() -> Consume {
         let event_time = chrono::DateTime::UNIX_EPOCH;
         Consume { consumer: "c".into(), source: "s".into(), event_id: uuid::Uuid::nil(), event_time }
@@ -200,6 +252,9 @@ mod tests {
             change(|r| r.events[0].data = Some(vec![])),
             change(|r| r.events[0].subject = Some(String::new())),
             change(|r| r.events[0].topic.push('x')),
+            change(|r| drop(r.links.operations.insert(0, OperationLinks::default()))),
+            change(|r| drop(r.links.events.insert(0, EventLinks::default()))),
+            change(|r| drop(r.links.events.insert(0, EventLinks { key: Some(reference()), ..EventLinks::default() }))),
             change(|r| r.consume = Some(consume())),
             change(|r| r.consume = Some(Consume { consumer: "d".into(), ..consume() })),
             change(|r| r.consume = Some(Consume { event_id: uuid::Uuid::max(), ..consume() })),

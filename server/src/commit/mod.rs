@@ -8,6 +8,7 @@ mod draft;
 pub mod fingerprint;
 mod flight;
 mod limits;
+mod links;
 mod operation;
 mod query;
 pub mod transact;
@@ -220,13 +221,19 @@ impl Inner {
         if let Some(expired) = self.expired(key, now) {
             return Err(expired);
         }
-        operation::bind(&self.catalog, &self.config, &request.namespace, &request.operations)
+        let operations =
+            operation::bind(&self.catalog, &self.config, &request.namespace, &request.operations, &request.links)?;
+        let faults = links::check(&request.links, &operations);
+        if faults.is_empty() { Ok(operations) } else { Err(Error::Invalid(faults)) }
     }
 
-    fn complete(&self, request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
-        let (source, trace) = (&self.config.default_source, &request.trace);
-        let events =
-            request.events.into_iter().map(|event| draft::complete(event, source, trace.as_ref(), now)).collect();
-        Commit { claim, request_id: request.request_id, operations, events, validate_only: request.validate_only }
+    fn complete(&self, mut request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
+        let (source, trace) = (&self.config.default_source, request.trace.clone());
+        let events = std::mem::take(&mut request.events)
+            .into_iter()
+            .map(|event| draft::complete(event, source, trace.as_ref(), now))
+            .collect();
+        let Request { request_id, links, validate_only, .. } = request;
+        Commit { claim, request_id, operations, events, links, validate_only }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what comes out has one argument for each parameter of its statement, each valid text of its type.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Error, Violation};
 use crate::{
@@ -11,8 +11,10 @@ use crate::{
     model::{
         commit::{CommandCall, Operation},
         document::{DocumentCall, Precondition},
+        link::{Links, Reference},
+        value::Value,
     },
-    store::commit,
+    store::commit::{self, Linked},
 };
 
 /// Every operation, or every fault in them.
@@ -21,6 +23,7 @@ pub(super) fn bind(
     config: &config::Commit,
     namespace: &str,
     operations: &[Operation],
+    links: &Links,
 ) -> Result<Vec<commit::Operation>, Error> {
     let mut bound = Vec::with_capacity(operations.len());
     let mut violations = Vec::new();
@@ -28,8 +31,19 @@ pub(super) fn bind(
         match operation {
             Operation::Command(call) => {
                 let command = find(catalog, call, Some(index))?;
-                match command.bind(namespace, &call.parameters) {
-                    Ok(arguments) => bound.push(commit::Operation { command: Arc::clone(command), arguments }),
+                let linked = links.operations.get(&index).map(|links| &links.parameters).filter(|p| !p.is_empty());
+                let arguments = match linked {
+                    None => command.bind(namespace, &call.parameters),
+                    Some(linked) => {
+                        let places = linked.keys().map(|name| (name.clone(), Value::Null));
+                        command.bind(namespace, &call.parameters.clone().into_iter().chain(places).collect())
+                    }
+                };
+                match arguments {
+                    Ok(arguments) => {
+                        let linked = linked.map(|linked| positions(command, linked)).unwrap_or_default();
+                        bound.push(commit::Operation { command: Arc::clone(command), arguments, linked });
+                    }
                     Err(errors) => violations.extend(faults(&format!("operations[{index}].command"), errors)),
                 }
             }
@@ -37,6 +51,17 @@ pub(super) fn bind(
         }
     }
     if violations.is_empty() { Ok(bound) } else { Err(Error::Invalid(violations)) }
+}
+
+/// Where among the arguments the linked parameters are.
+fn positions(command: &Command, linked: &BTreeMap<String, Reference>) -> Vec<Linked> {
+    let before = usize::from(command.namespace_position.is_some());
+    let parameters = command.parameters.iter().enumerate();
+    let linked = parameters.filter_map(|(index, parameter)| {
+        let reference = linked.get(&parameter.name)?.clone();
+        Some(Linked { position: before + index, name: parameter.name.clone(), ty: parameter.ty.clone(), reference })
+    });
+    linked.collect()
 }
 
 /// The command that a call names.
@@ -55,7 +80,7 @@ pub(super) fn read(catalog: &Catalog, namespace: &str, call: &CommandCall) -> Re
     }
     let arguments = command.bind(namespace, &call.parameters);
     let arguments = arguments.map_err(|errors| Error::Invalid(faults("command", errors).collect()))?;
-    Ok(commit::Operation { command: Arc::clone(command), arguments })
+    Ok(commit::Operation { command: Arc::clone(command), arguments, linked: Vec::new() })
 }
 
 /// What is wrong with the parameters of a call that stands in this field.
@@ -77,5 +102,5 @@ fn document(catalog: &Catalog, config: &config::Commit, namespace: &str, call: &
     if let Some(json) = call.verb.json() {
         arguments.extend([Some(json.to_owned()), Some(config.document_bytes_max.to_string())]);
     }
-    commit::Operation { command: Arc::clone(catalog.document(&call.verb)), arguments }
+    commit::Operation { command: Arc::clone(catalog.document(&call.verb)), arguments, linked: Vec::new() }
 }

@@ -219,6 +219,11 @@ impl Transaction {
                 faults.found.push(Violation { field: field.into(), description });
             }
         }
+        if !request.links.is_empty() {
+            let description =
+                "has references or conditions, which a transaction has no need of: its caller sees the results";
+            faults.found.push(Violation { field: "step".into(), description: description.into() });
+        }
         if self.claim.is_none() && !request.events.is_empty() {
             let description = "cannot be stored by a transaction that only reads".into();
             faults.found.push(Violation { field: "events".into(), description });
@@ -226,7 +231,8 @@ impl Transaction {
         if !faults.found.is_empty() {
             return Err(Error::Invalid(faults.found));
         }
-        let bound = operation::bind(&self.inner.catalog, config, &self.begin.namespace, &request.operations)?;
+        let bound =
+            operation::bind(&self.inner.catalog, config, &self.begin.namespace, &request.operations, &request.links)?;
         let first = self.results.len();
         for (index, operation) in bound.iter().enumerate() {
             self.results.push(self.open.run(operation, index).await?);
@@ -246,7 +252,7 @@ impl Transaction {
         let more = rows.len() >= *page_rows as usize;
         let columns = command.columns.iter().map(|column| (column.name.clone(), column.ty.to_string())).collect();
         let rows_affected = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-        Ok(Done::Page { result: OperationResult { rows_affected, columns, rows }, more })
+        Ok(Done::Page { result: OperationResult { rows_affected, columns, rows, skipped: false }, more })
     }
 
     fn count(&mut self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::{Uuid, Variant};
 
-use super::{document::DocumentCall, event::TraceContext, value::Value};
+use super::{document::DocumentCall, event::TraceContext, link::Links, value::Value};
 
 /// One atomic request as its caller wrote it: checked for form, not yet against the catalog and the limits.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Request {
     pub operations: Vec<Operation>,
     /// Events, in order.
     pub events: Vec<EventDraft>,
+    /// What in it follows from the results of its operations.
+    pub links: Links,
     /// The event that it is a consumer's answer to.
     pub consume: Option<Consume>,
     /// Whether nothing is to be written, and only said what would be.
@@ -154,7 +156,7 @@ pub struct Answer {
     pub disposition: Disposition,
     /// One result per operation.
     pub results: Vec<OperationResult>,
-    /// One id per event.
+    /// One id per event; nil for one whose condition did not hold.
     pub event_ids: Vec<Uuid>,
     /// The database's time of the commit, to the microsecond.
     pub committed_at: DateTime<Utc>,
@@ -177,6 +179,16 @@ pub struct OperationResult {
     pub columns: Vec<(String, String)>,
     /// Rows of values in Postgres's text form; `None` is NULL.
     pub rows: Vec<Vec<Option<String>>>,
+    /// Whether its condition did not hold, so that it has not run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+impl OperationResult {
+    /// The result of an operation that has not run.
+    pub fn of_skipped() -> Self {
+        Self { rows_affected: 0, columns: Vec::new(), rows: Vec::new(), skipped: true }
+    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,14 @@ pub enum Error {
         /// Index of the operation, when known.
         operation: Option<usize>,
     },
+    /// What an operation or event takes from an earlier result is not there, or does not fit.
+    #[error("{field} {description}")]
+    Reference {
+        /// Path of the field in the request.
+        field: String,
+        /// What is wrong, to follow the field in a sentence.
+        description: String,
+    },
     /// A read-only command tried to write.
     #[error("a read-only command tried to write")]
     NotReadOnly,

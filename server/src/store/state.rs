@@ -128,7 +128,7 @@ impl State {
         let row = rows.first().ok_or_else(|| Error::Internal("a count has no row".into()))?;
         let Json(rows) = row.try_get("rows").map_err(unreadable)?;
         let rows_affected = row.try_get("n").map_err(unreadable)?;
-        let result = OperationResult { rows_affected, columns: columns(&operation.command), rows };
+        let result = OperationResult { rows_affected, columns: columns(&operation.command), rows, skipped: false };
         self.0.statements.check(&operation.command, 0, &result)?;
         Ok(result)
     }

@@ -24,7 +24,7 @@ async fn a_wrong_operation_is_named() {
     let set_note = |parameters| vec![call("set_note", parameters)];
     let cases: Vec<(&str, Vec<Operation>, Code, &str)> = vec![
         ("unknown command", vec![call("ad", [])], Code::NotFound, "UNKNOWN_COMMAND"),
-        ("empty operation", vec![Operation { kind: None }], Code::InvalidArgument, "INVALID_REQUEST"),
+        ("empty operation", vec![Operation::default()], Code::InvalidArgument, "INVALID_REQUEST"),
         ("missing parameter", vec![call("add", [("id", text("a1"))])], Code::InvalidArgument, "INVALID_REQUEST"),
         (
             "unknown parameter",

@@ -172,6 +172,7 @@ async fn a_wrong_document_is_named() {
             }
             other => other,
         }),
+        ..unset
     };
     let cases = [
         ("put_document.id", put("", "1", None)),

@@ -50,7 +50,7 @@ impl Commit {
     /// Adds a command. Commands run in the order in which they are added.
     pub fn command(mut self, command: Command) -> Self {
         let kind = Some(v1::operation::Kind::Command(command.call));
-        self.request.operations.push(v1::Operation { kind });
+        self.request.operations.push(v1::Operation { kind, ..v1::Operation::default() });
         self
     }
 

@@ -266,7 +266,7 @@ async fn results_are_read_by_name_and_type() {
         let time = v1::Value { kind: Some(Kind::Timestamptz("2024-02-29 12:00:00.5+00".into())) };
         let values = vec!["user-7".into_value(), time, None::<String>.into_value()];
         let columns = vec![column("id", "text"), column("at", "timestamptz"), column("note", "text")];
-        let result = v1::OperationResult { rows_affected: 1, columns, rows: vec![v1::Row { values }] };
+        let result = v1::OperationResult { rows_affected: 1, columns, rows: vec![v1::Row { values }], skipped: false };
         let event_ids = vec![Uuid::nil().to_string()];
         Answer::Now(Ok(CommitResponse { results: vec![result], event_ids, ..applied(&request.request_id) }))
     })

@@ -81,5 +81,5 @@ async fn main() {
 fn count(key: usize) -> Operation {
     let key = Value { kind: Some(Kind::Int(i64::try_from(key).expect("few keys"))) };
     let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), key)].into() };
-    Operation { kind: Some(operation::Kind::Command(call)) }
+    Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }
 }

@@ -196,7 +196,7 @@ fn request(key: i64, payload: &str) -> CommitRequest {
     let call = CommandCall { name: "count".into(), parameters };
     CommitRequest {
         request_id: Uuid::now_v7().to_string(),
-        operations: vec![Operation { kind: Some(operation::Kind::Command(call)) }],
+        operations: vec![Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }],
         events: vec![NewEvent {
             topic: "bench".into(),
             key: Some(key.to_string().into_bytes().into()),

@@ -27,7 +27,7 @@ pub(super) enum Attempt<'a> {
 impl Inner {
     pub(super) async fn apply(&self, connection: &mut PgConnection, commit: &Commit) -> Result<Answer, Failure> {
         let applied = match commit.operations.as_slice() {
-            _ if commit.validate_only => self.transaction(connection, commit).await,
+            _ if commit.validate_only || !commit.links.is_empty() => self.transaction(connection, commit).await,
             [] => self.one_statement(connection, commit, None).await,
             [operation] if self.statements.is_fused(&operation.command) => {
                 self.one_statement(connection, commit, Some(operation)).await
@@ -124,10 +124,37 @@ impl Inner {
         self.claim(connection, &commit.claim).await?;
         let mut results = Vec::with_capacity(commit.operations.len());
         for (index, operation) in commit.operations.iter().enumerate() {
-            results.push(self::operation(&self.statements, connection, operation, index).await?);
+            results.push(if !commit.runs(index, &results) {
+                OperationResult::of_skipped()
+            } else if operation.linked.is_empty() {
+                self::operation(&self.statements, connection, operation, index).await?
+            } else {
+                let operation = operation.resolved(index, &results)?;
+                self::operation(&self.statements, connection, &operation, index).await?
+            });
         }
+        if commit.links.events.is_empty() {
+            return self.finish(connection, commit, &results).await;
+        }
+        let (resolved, event_ids) = commit.resolved(&results, self.event_bytes_max)?;
+        let answer = self.finish(connection, &resolved, &results).await?;
+        if event_ids.len() > resolved.events.len() {
+            // The ids of the events that were not stored have a place in the answer, too.
+            let update = "update outbox.requests set event_ids = $1 where request_key = $2 and arrived_at = $3";
+            let query = sqlx::query(update).bind(&event_ids).bind(commit.claim.request_key).bind(answer.committed_at);
+            query.execute(connection).await.map_err(plain)?;
+        }
+        Ok(Answer { event_ids, ..answer })
+    }
+
+    async fn finish(
+        &self,
+        connection: &mut PgConnection,
+        commit: &Commit,
+        results: &[OperationResult],
+    ) -> Result<Answer, Failure> {
         let mut finish = Arguments::default();
-        finish.finish(commit, &self.statements, Some(&results));
+        finish.finish(commit, &self.statements, Some(results));
         let finish = sqlx::query_with(self.statements.finish(), finish.into_inner());
         let row = finish.fetch_one(connection).await.map_err(plain)?;
         answer(&row, Disposition::Applied, commit.event_ids())
@@ -173,12 +200,12 @@ pub(super) async fn operation(
     if !operation.command.wrappable {
         let done = query.execute(connection).await.map_err(failed)?;
         let rows_affected = i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
-        return Ok(OperationResult { rows_affected, columns: Vec::new(), rows: Vec::new() });
+        return Ok(OperationResult { rows_affected, columns: Vec::new(), rows: Vec::new(), skipped: false });
     }
     let row = query.fetch_one(connection).await.map_err(failed)?;
     let Json(rows) = row.try_get("rows").map_err(failed)?;
     let rows_affected = row.try_get("n").map_err(failed)?;
-    Ok(OperationResult { rows_affected, columns: statement::columns(&operation.command), rows })
+    Ok(OperationResult { rows_affected, columns: statement::columns(&operation.command), rows, skipped: false })
 }
 
 impl Commit {

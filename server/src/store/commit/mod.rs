@@ -10,6 +10,7 @@
 
 mod answer;
 mod apply;
+mod linked;
 pub(super) mod statement;
 pub mod transact;
 
@@ -33,6 +34,8 @@ use crate::{
     model::{
         commit::{Answer, Consume},
         event::NewEvent,
+        link::{Links, Reference},
+        value::SqlType,
     },
 };
 
@@ -63,6 +66,8 @@ pub struct Commit {
     pub operations: Vec<Operation>,
     /// Events, in order.
     pub events: Vec<NewEvent>,
+    /// What in it follows from the results of its operations.
+    pub links: Links,
     /// Whether to roll back what it did, and only say what it would have done.
     pub validate_only: bool,
 }
@@ -74,6 +79,21 @@ pub struct Operation {
     pub command: Arc<Command>,
     /// The text of each of its SQL parameters, in order.
     pub arguments: Vec<Option<String>>,
+    /// The arguments that earlier results make.
+    pub linked: Vec<Linked>,
+}
+
+/// An argument that an earlier result makes.
+#[derive(Clone, Debug)]
+pub struct Linked {
+    /// Its index among the arguments.
+    pub position: usize,
+    /// The parameter's name.
+    pub name: String,
+    /// The parameter's type.
+    pub ty: SqlType,
+    /// Where its value comes from.
+    pub reference: Reference,
 }
 
 /// Runs commits on connections of its own.
@@ -84,6 +104,8 @@ struct Inner {
     connections: Connections,
     statements: Arc<Statements>,
     windows: Windows,
+    /// Key, payload and headers of one event together.
+    event_bytes_max: usize,
     /// How often a commit that was given up for another one is tried again.
     conflict_retries_max: u32,
 }
@@ -118,6 +140,7 @@ impl Executor {
             connections: Connections::new(connector, database.commit_connections as usize, commit.queue_max),
             statements,
             windows: Windows::new(commit),
+            event_bytes_max: commit.event_bytes_max,
             conflict_retries_max: commit.conflict_retries_max,
         }))
     }

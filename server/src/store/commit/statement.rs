@@ -269,9 +269,11 @@ impl Arguments {
             (None, Some(operation)) => json(&columns(&operation.command)),
             (None, None) => "[]".into(),
         });
-        let commands = || commit.operations.iter().map(|operation| &*operation.command);
-        self.add(commands().map(|c| c.expect.min).collect::<Vec<_>>());
-        self.add(commands().map(|c| statements.rows_max(c)).collect::<Vec<_>>());
+        // Nothing is expected of an operation that has not run.
+        let skipped = |index: usize| results.and_then(|results| results.get(index)).is_some_and(|r| r.skipped);
+        let commands = || commit.operations.iter().map(|operation| &*operation.command).enumerate();
+        self.add(commands().map(|(n, c)| if skipped(n) { 0 } else { c.expect.min }).collect::<Vec<_>>());
+        self.add(commands().map(|(_, c)| statements.rows_max(c)).collect::<Vec<_>>());
         self.events(&commit.events);
     }
 

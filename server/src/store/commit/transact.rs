@@ -19,6 +19,7 @@ use crate::{
         commit::{Answer, Disposition, OperationResult},
         document::Document,
         event::NewEvent,
+        link::Links,
         transact::Isolation,
     },
     store::{
@@ -201,7 +202,8 @@ impl Transaction {
         results: Vec<OperationResult>,
         events: Vec<NewEvent>,
     ) -> Result<Answer, Error> {
-        let commit = Commit { claim, request_id, operations: Vec::new(), events, validate_only: false };
+        let commit =
+            Commit { claim, request_id, operations: Vec::new(), events, links: Links::default(), validate_only: false };
         let mut finish = Arguments::default();
         finish.finish(&commit, &self.inner.statements, Some(&results));
         let query = sqlx::query_with(self.inner.statements.finish(), finish.into_inner());

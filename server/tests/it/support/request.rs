@@ -13,7 +13,10 @@ pub(crate) fn commit(operations: Vec<Operation>, events: Vec<NewEvent>) -> Commi
 
 pub(crate) fn call<const N: usize>(name: &str, parameters: [(&str, Kind); N]) -> Operation {
     let parameters = parameters.into_iter().map(|(name, kind)| (name.to_owned(), Value { kind: Some(kind) })).collect();
-    Operation { kind: Some(operation::Kind::Command(CommandCall { name: name.into(), parameters })) }
+    Operation {
+        kind: Some(operation::Kind::Command(CommandCall { name: name.into(), parameters })),
+        ..Operation::default()
+    }
 }
 
 pub(crate) fn add(id: &str, amount: i64) -> Operation {
@@ -23,25 +26,37 @@ pub(crate) fn add(id: &str, amount: i64) -> Operation {
 pub(crate) fn put(id: &str, json: &str, precondition: Option<precondition::Kind>) -> Operation {
     let (collection, id, json) = ("carts".into(), id.into(), json.into());
     let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
-    Operation { kind: Some(operation::Kind::PutDocument(PutDocument { collection, id, json, precondition })) }
+    Operation {
+        kind: Some(operation::Kind::PutDocument(PutDocument { collection, id, json, precondition })),
+        ..Operation::default()
+    }
 }
 
 pub(crate) fn merge(id: &str, patch: &str, precondition: Option<precondition::Kind>) -> Operation {
     let (collection, id, patch) = ("carts".into(), id.into(), patch.into());
     let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
-    Operation { kind: Some(operation::Kind::MergeDocument(MergeDocument { collection, id, patch, precondition })) }
+    Operation {
+        kind: Some(operation::Kind::MergeDocument(MergeDocument { collection, id, patch, precondition })),
+        ..Operation::default()
+    }
 }
 
 pub(crate) fn delete(id: &str, precondition: Option<precondition::Kind>) -> Operation {
     let (collection, id) = ("carts".into(), id.into());
     let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
-    Operation { kind: Some(operation::Kind::DeleteDocument(DeleteDocument { collection, id, precondition })) }
+    Operation {
+        kind: Some(operation::Kind::DeleteDocument(DeleteDocument { collection, id, precondition })),
+        ..Operation::default()
+    }
 }
 
 pub(crate) fn check(id: &str, precondition: precondition::Kind) -> Operation {
     let (collection, id) = ("carts".into(), id.into());
     let precondition = Some(Precondition { kind: Some(precondition) });
-    Operation { kind: Some(operation::Kind::CheckDocument(CheckDocument { collection, id, precondition })) }
+    Operation {
+        kind: Some(operation::Kind::CheckDocument(CheckDocument { collection, id, precondition })),
+        ..Operation::default()
+    }
 }
 
 pub(crate) fn event(topic: &str, key: &str) -> NewEvent {

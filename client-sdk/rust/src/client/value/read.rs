@@ -142,6 +142,7 @@ fn name(kind: &Kind) -> &'static str {
         Kind::Interval(_) => "interval",
         Kind::Json(_) => "json",
         Kind::Array(_) => "array",
+        Kind::Reference(_) => "reference",
     }
 }
 

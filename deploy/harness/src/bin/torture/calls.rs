@@ -74,7 +74,7 @@ fn request(topic: &str, key: usize) -> CommitRequest {
     let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), number)].into() };
     CommitRequest {
         request_id: Uuid::now_v7().to_string(),
-        operations: vec![Operation { kind: Some(operation::Kind::Command(call)) }],
+        operations: vec![Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }],
         events: vec![NewEvent {
             topic: topic.to_owned(),
             key: Some(key.to_string().into_bytes().into()),
