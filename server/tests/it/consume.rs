@@ -1,13 +1,13 @@
 //! `consume`: a consumer's mark, its state and its events in one transaction; one effect for each event.
 
 use futures_util::future::join_all;
-use outbox_proto::v1::{CommitRequest, CommitResponse, Consume, Disposition};
+use outbox_proto::v1::{CommitRequest, CommitResponse, Consume, Disposition, value::Kind};
 use prost_types::Timestamp;
 use tonic::Code;
 use uuid::Uuid;
 
 use crate::support::{
-    request::{add, commit, event},
+    request::{add, call, commit, event, text},
     server::{CATALOG, Server, fault, fields},
 };
 
@@ -109,10 +109,13 @@ async fn of_64_deliveries_at_once_one_has_an_effect() {
     let other = server.beside(|config| config.database.commit_connections = 4).await;
     for same_request in [true, false] {
         let consume = delivery("mailer");
-        let request = handle(&consume);
+        // So slow that the deliveries to the two servers are handled at once.
+        let slow = call("slow_add", [("id", text("a1")), ("seconds", Kind::Double(0.5))]);
+        let request = CommitRequest { operations: vec![slow], ..handle(&consume) };
         let calls = (0..64).map(|n| {
             let mut client = if n % 2 == 0 { server.outbox() } else { other.outbox() };
-            let request = if same_request { request.clone() } else { handle(&consume) };
+            let request_id = Uuid::now_v7().to_string();
+            let request = if same_request { request.clone() } else { CommitRequest { request_id, ..request.clone() } };
             async move { client.commit(request).await.expect("every caller is answered").into_inner() }
         });
         let answers = join_all(calls).await;

@@ -1,6 +1,6 @@
 //! What a retry meets: changed clocks and catalogs, others with the same id, conflicts, links that are cut.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use outbox_harness::{
@@ -99,7 +99,7 @@ async fn a_storm_of_one_request_holds_one_connection() {
         config.commit.queue_max = 63;
     })
     .await;
-    let request = commit(vec![slow_add("a1", 1.5)], vec![event("t", "k")]);
+    let request = commit(vec![slow_add("a1", 3.0)], vec![event("t", "k")]);
     let storm = (0..64).map(|_| {
         let (mut client, request) = (server.outbox(), request.clone());
         tokio::spawn(async move { client.commit(request).await.expect("every caller is answered").into_inner() })
@@ -107,9 +107,8 @@ async fn a_storm_of_one_request_holds_one_connection() {
     let storm: Vec<_> = storm.collect();
     server.until_sleeping(true).await;
 
-    let start = Instant::now();
     server.outbox().commit(commit(vec![add("a2", 1)], vec![])).await.expect("others get a connection");
-    assert!(start.elapsed() < Duration::from_secs(1), "another request waited {:?}", start.elapsed());
+    assert_eq!(server.balance("a1").await, 100, "another request had to wait for the storm");
 
     let answers: Vec<_> = join_all(storm).await.into_iter().map(|answer| answer.expect("no panic")).collect();
     let applied: Vec<_> = answers.iter().filter(|answer| answer.disposition() == Disposition::Applied).collect();
