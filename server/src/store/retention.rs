@@ -1,5 +1,5 @@
-//! Drops partitions that nothing needs any more: events behind every lane's progress and old enough, requests behind
-//! their window, deliveries with their events. Held and discarded events are tables of their own and never dropped.
+//! Drops partitions that nothing needs any more: events behind every lane's progress and old enough, requests and marks
+//! behind their windows, deliveries with their events. Held and discarded events are tables of their own and never dropped.
 //!
 //! A partition of events is first closed: that waits for every transaction that has put something into it, and refuses
 //! those that come later. What it holds then is all that it will ever hold, and either every lane has settled it or it
@@ -25,13 +25,19 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub struct Ages {
     events: Duration,
     requests: Duration,
+    marks: Duration,
 }
 
 impl Ages {
     /// As configured.
     pub fn new(config: &config::Config) -> Self {
         let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3_600);
-        Self { events: hours(config.retention.events_hours), requests: hours(config.commit.request_window_hours) }
+        Self {
+            events: hours(config.retention.events_hours),
+            requests: hours(config.commit.request_window_hours),
+            // An event that is older is refused, marked or not.
+            marks: hours(config.commit.consume_window_hours),
+        }
     }
 }
 
@@ -100,7 +106,7 @@ async fn expired_partitions(connection: &mut PgConnection, ages: Ages) -> sqlx::
     sqlx::query_as(
         "with spans (parent, span, age) as (
             values ('events', interval '24 hours', $1::float8), ('requests', interval '168 hours', $2::float8),
-                   ('deliveries', interval '24 hours', $1::float8)
+                   ('deliveries', interval '24 hours', $1::float8), ('marks', interval '168 hours', $3::float8)
          )
          select s.parent, c.relname::text as name, bound.ends_at
          from spans s
@@ -114,6 +120,7 @@ async fn expired_partitions(connection: &mut PgConnection, ages: Ages) -> sqlx::
     )
     .bind(ages.events.as_secs_f64())
     .bind(ages.requests.as_secs_f64())
+    .bind(ages.marks.as_secs_f64())
     .fetch_all(connection)
     .await
 }

@@ -16,6 +16,7 @@ const OLD: &str = "
                                  outbox.uuidv7_floor('2025-01-03 00:00Z')::text);
     select outbox.make_partition('deliveries', '20250102', '2025-01-02 00:00Z', '2025-01-03 00:00Z');
     select outbox.make_partition('requests', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
+    select outbox.make_partition('marks', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
 ";
 
 async fn old(name: &str) -> (Outbox, PgConnection) {
@@ -46,6 +47,7 @@ async fn retain(outbox: &Outbox, dry_run: bool) -> Vec<(String, Verdict)> {
 fn verdicts(events: Verdict, deliveries: Verdict) -> Vec<(String, Verdict)> {
     vec![
         ("requests_p20250101".into(), Verdict::Dropped),
+        ("marks_p20250101".into(), Verdict::Dropped),
         ("events_p20250102".into(), events),
         ("deliveries_p20250102".into(), deliveries),
     ]
