@@ -99,6 +99,8 @@ async fn the_server_is_told_only_of_what_is_settled() {
     let publisher = Faulty::new(publisher(), &faults);
     let relay = Running::start(Relay::with_publisher(Outbox::relay_config(), &outbox.database_config(), publisher));
     outbox.switch(Source::Wal).await;
+    // Until then polling may still have events under way, which would be repeated.
+    eventually("it streams", PATIENCE, async || sender(&outbox).await).await;
     outbox.emit_singly(10, 1).await;
     outbox.all_settled().await;
     faults.change(|plan| plan.hold_reports = true);
