@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::{
-    ClientConfig, Message as _, TopicPartitionList,
+    ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
+    error::{KafkaError, RDKafkaErrorCode as Code},
     message::{Headers as _, OwnedMessage},
 };
 use uuid::Uuid;
@@ -59,9 +60,7 @@ pub fn read_topic(topic: &str) -> Vec<OwnedMessage> {
     for partition in 0..i32::try_from(partitions).expect("few partitions") {
         let (low, high) = consumer.fetch_watermarks(topic, partition, timeout).expect("Kafka answers");
         let mut assignment = TopicPartitionList::new();
-        assignment
-            .add_partition_offset(topic, partition, rdkafka::Offset::Offset(low))
-            .expect("the partition can be assigned");
+        assignment.add_partition_offset(topic, partition, Offset::Offset(low)).expect("the partition can be assigned");
         consumer.assign(&assignment).expect("the partition can be assigned");
         let (mut next, start) = (low, Instant::now());
         while next < high {
@@ -74,6 +73,36 @@ pub fn read_topic(topic: &str) -> Vec<OwnedMessage> {
         }
     }
     records
+}
+
+/// The offset that a group has committed in each of a topic's first partitions, 0 where it has none. Blocks.
+pub fn committed(group: &str, topic: &str, partitions: i32) -> Vec<i64> {
+    let reader: BaseConsumer = client().set("group.id", group).create().expect("a Kafka consumer can be made");
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions {
+        list.add_partition(topic, partition);
+    }
+    let start = Instant::now();
+    let committed = loop {
+        match reader.committed_offsets(list.clone(), Duration::from_secs(30)) {
+            Ok(committed) => break committed,
+            // A broker that is new has to make the topic of offsets first.
+            Err(error) if is_moving(&error) && start.elapsed() < Duration::from_secs(30) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error) => panic!("the offsets of {group} cannot be read: {error}"),
+        }
+    };
+    let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
+    committed.elements().iter().map(|partition| offset(partition.offset())).collect()
+}
+
+/// Whether a group's coordinator is on its way to a broker.
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+    )
 }
 
 /// The value of a record's header as text.

@@ -6,10 +6,11 @@ use outbox_harness::{eventually, kafka};
 use outbox_proto::v1::{
     DiscardRequest, EventState, EventStep, GetEventRequest, GetRelayRequest, HeldEvent, HeldState, HoldKind,
     HoldTarget, ListHeldRequest, ParkRequest, PauseRequest, ResumeRequest, TopicKey, UnparkRequest,
-    WaitPublishedRequest, WaitPublishedResponse, hold_target::Target,
+    WaitPublishedRequest, WaitPublishedResponse, event_service_client::EventServiceClient, hold_target::Target,
 };
 use rdkafka::message::Message as _;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::support::{
     outbox::PATIENCE,
@@ -111,6 +112,27 @@ async fn waiting_ends_with_its_time_and_names_what_is_wrong() {
     assert_eq!(fields(&status), ["ids[1]"]);
     let status = server.events().wait_published(WaitPublishedRequest::default()).await.expect_err("there is none");
     assert_eq!(fields(&status), ["ids"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_calls_than_may_wait_are_refused() {
+    let server = Server::start().await;
+    let id = emit(&server, "nobody-relays", "a").await;
+    let timeout = Some(prost_types::Duration { seconds: 3, nanos: 0 });
+    let request = WaitPublishedRequest { ids: vec![id], timeout, ..WaitPublishedRequest::default() };
+    let connections = [server.connect_anew(), server.connect_anew()].map(EventServiceClient::new);
+    let calls = (0..300).map(|n| {
+        let (mut client, request) = (connections[n % 2].clone(), request.clone());
+        async move { client.wait_published(request).await }
+    });
+    let answers = futures_util::future::join_all(calls).await;
+
+    let refused: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    assert_eq!(refused.len(), 300 - 256);
+    for status in refused {
+        assert_eq!((fault(status).0, fault(status).1.as_str()), (Code::ResourceExhausted, "TOO_MANY_WAITING"));
+        assert!(status.get_details_retry_info().is_some());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

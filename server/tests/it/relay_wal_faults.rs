@@ -95,7 +95,7 @@ async fn a_lost_connection_is_made_again() {
     for _ in 0..3 {
         outbox.emit_singly(20, 5).await;
         outbox.all_settled().await;
-        let pid = sender(&outbox).await.expect("it streams");
+        let pid = eventually("it streams", PATIENCE, async || sender(&outbox).await).await;
         sqlx::query("select pg_terminate_backend($1)").bind(pid).execute(&mut outbox.connect().await).await.unwrap();
         outbox.emit_singly(20, 5).await;
         let again = async || sender(&outbox).await.filter(|now| *now != pid);

@@ -15,8 +15,7 @@ use outbox_sdk::{
     Transaction,
 };
 use rdkafka::{
-    ClientConfig, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
+    ClientConfig,
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
@@ -94,14 +93,7 @@ impl Rig {
 
     /// The committed offset of a consumer's group in a partition; 0 when there is none.
     pub(crate) fn committed(&self, name: &str, partition: i32) -> i64 {
-        let consumer: BaseConsumer = kafka::client().set("group.id", group(name, &self.topic)).create().unwrap();
-        let mut list = TopicPartitionList::new();
-        list.add_partition(&self.topic, partition);
-        let committed = consumer.committed_offsets(list, SOON).expect("Kafka answers");
-        match committed.elements()[0].offset() {
-            Offset::Offset(offset) => offset,
-            _ => 0,
-        }
+        kafka::committed(&group(name, &self.topic), &self.topic, partition + 1)[partition as usize]
     }
 
     pub(crate) async fn until_committed(&self, group: &str, partition: i32, offset: i64) {

@@ -24,8 +24,6 @@ use outbox_proto::record::Attributes;
 use outbox_sdk::{BatchHandler, Consumer, Event, Handler, HandlerError, PostgresInbox, Transaction};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
@@ -313,14 +311,7 @@ async fn count(pool: &PgPool) -> Option<i64> {
 }
 
 fn committed(topic: &str) -> i64 {
-    let reader: BaseConsumer = kafka::client().set("group.id", topic).create().expect("a Kafka client can be made");
-    let mut list = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        list.add_partition(topic, partition);
-    }
-    let committed = reader.committed_offsets(list, Duration::from_secs(30)).expect("Kafka answers");
-    let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };
-    committed.elements().iter().map(|partition| offset(partition.offset())).sum()
+    kafka::committed(topic, topic, PARTITIONS).iter().sum()
 }
 
 async fn check(pool: &PgPool, events: i64) {

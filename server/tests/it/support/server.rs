@@ -1,6 +1,6 @@
 //! A server in this process, on a database and a port of its own.
 
-use std::{collections::HashMap, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outbox_harness::{eventually, postgres::Database};
 use outbox_proto::v1::{
@@ -80,6 +80,7 @@ pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) pool: PgPool,
     pub(crate) channel: Channel,
+    address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
     running: Option<JoinHandle<()>>,
     catalog: PathBuf,
@@ -136,11 +137,16 @@ impl Server {
         let server = app::Server::prepare(config).await.expect("the server can be prepared");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("the listener has an address");
-        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy();
+        let channel = connect(address);
         let shutdown = CancellationToken::new();
         let run = server.run(listener, shutdown.clone());
         let running = tokio::spawn(async move { run.await.expect("the server stops cleanly") });
-        Self { url, pool, channel, shutdown, running: Some(running), catalog, database }
+        Self { url, pool, channel, address, shutdown, running: Some(running), catalog, database }
+    }
+
+    /// A connection of its own: one carries 200 calls at a time.
+    pub(crate) fn connect_anew(&self) -> Channel {
+        connect(self.address)
     }
 
     pub(crate) fn outbox(&self) -> OutboxServiceClient<Channel> {
@@ -193,6 +199,10 @@ impl Server {
         let requests = self.number("select count(*) from outbox.requests").await;
         (requests, self.number("select count(*) from outbox.events").await)
     }
+}
+
+fn connect(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect_lazy()
 }
 
 impl Drop for Server {
