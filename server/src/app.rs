@@ -79,7 +79,7 @@ impl Server {
         };
         let (wake, status) = relay.as_ref().map(|relay| (relay.wake(), relay.status())).unzip();
         let reader = Reader::new(&connector, &config);
-        let gauge = Gauge::new(&reader);
+        let gauge = Gauge::new(&reader, &config);
         let metrics = match config.metrics.listen.as_str() {
             "" => None,
             address => Some(TcpListener::bind(address).await?),

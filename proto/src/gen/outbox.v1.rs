@@ -2725,6 +2725,38 @@ pub struct GetRelayResponse {
     pub instances: ::prost::alloc::vec::Vec<RelayInstance>,
     #[prost(message, repeated, tag = "7")]
     pub lanes: ::prost::alloc::vec::Vec<Lane>,
+    /// Where events are read from.
+    #[prost(message, optional, tag = "8")]
+    pub source: ::core::option::Option<RelaySource>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelaySource {
+    #[prost(enumeration = "Source", tag = "1")]
+    pub in_force: i32,
+    /// What an operator asked for, or what was left of it after a fault; relays are changing while it is not in force.
+    #[prost(enumeration = "Source", tag = "2")]
+    pub desired: i32,
+    /// The relay that directs it: the owner of every lane while the log is streamed, of a change otherwise. Empty while
+    /// there is none.
+    #[prost(string, tag = "3")]
+    pub owner: ::prost::alloc::string::String,
+    /// Raised whenever the owner changes or connects anew.
+    #[prost(int64, tag = "4")]
+    pub epoch: i64,
+    /// The replication slot; empty until there is one to stream from.
+    #[prost(string, tag = "5")]
+    pub slot: ::prost::alloc::string::String,
+    /// Why things are not as they were asked for, such as a lost slot or too much retained log; empty while they are. It
+    /// stays until the desired source is in force or another one is asked for.
+    #[prost(string, tag = "6")]
+    pub note: ::prost::alloc::string::String,
+    /// Bytes of log that the database keeps for the slot; absent without one, and when the database has it no more.
+    #[prost(int64, optional, tag = "7")]
+    pub retained_log_bytes: ::core::option::Option<i64>,
+    /// With more of them polling takes over: relay.retained_log_bytes_max of the server that answers; absent when it does
+    /// not relay.
+    #[prost(int64, optional, tag = "8")]
+    pub retained_log_bytes_max: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Paused {
@@ -2797,6 +2829,38 @@ pub struct PauseResponse {}
 pub struct ResumeRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResumeResponse {}
+/// Where relays read events from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Source {
+    Unspecified = 0,
+    /// The table, looked into again and again.
+    Poll = 1,
+    /// The database's write-ahead log, streamed from a replication slot.
+    Wal = 2,
+}
+impl Source {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SOURCE_UNSPECIFIED",
+            Self::Poll => "SOURCE_POLL",
+            Self::Wal => "SOURCE_WAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SOURCE_POLL" => Some(Self::Poll),
+            "SOURCE_WAL" => Some(Self::Wal),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod relay_service_client {
     #![allow(
@@ -2889,7 +2953,7 @@ pub mod relay_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// How far behind publishing is, who owns which lane, and what is held.
+        /// How far behind publishing is, where events are read from, who owns which lane, and what is held.
         pub async fn get_relay(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRelayRequest>,
@@ -2974,7 +3038,7 @@ pub mod relay_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with RelayServiceServer.
     #[async_trait]
     pub trait RelayService: std::marker::Send + std::marker::Sync + 'static {
-        /// How far behind publishing is, who owns which lane, and what is held.
+        /// How far behind publishing is, where events are read from, who owns which lane, and what is held.
         async fn get_relay(
             &self,
             request: tonic::Request<super::GetRelayRequest>,

@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use outbox_proto::v1::{
     GetRelayRequest, GetRelayResponse, HeldCounts, Lane, PauseRequest, PauseResponse, Paused, RelayInstance,
-    ResumeRequest, ResumeResponse, relay_service_server::RelayService,
+    RelaySource, ResumeRequest, ResumeResponse, Source, relay_service_server::RelayService,
 };
 use tonic::{Request, Response, Status};
 
@@ -11,7 +11,10 @@ use super::{
     call::{self, Limits},
     convert, held, status,
 };
-use crate::store::numbers::{Gauge, Numbers};
+use crate::{
+    model,
+    store::numbers::{self, Gauge, Numbers},
+};
 
 pub(super) struct Relays {
     gauge: Gauge,
@@ -53,7 +56,7 @@ impl RelayService for Relays {
 }
 
 fn answer(numbers: Numbers) -> GetRelayResponse {
-    let Numbers { paused, unsettled, held, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, held, instances, lanes } = numbers;
     GetRelayResponse {
         paused: paused.map(|p| Paused { reason: p.reason, since: Some(convert::timestamp(p.paused_at)) }),
         lag: unsettled.lag_ms.and_then(|ms| TimeDelta::milliseconds(ms).to_std().ok()?.try_into().ok()),
@@ -82,5 +85,26 @@ fn answer(numbers: Numbers) -> GetRelayResponse {
                 claims_without_progress: lane.claims,
             })
             .collect(),
+        source: Some(relay_source(source)),
+    }
+}
+
+fn relay_source(state: numbers::source::State) -> RelaySource {
+    RelaySource {
+        in_force: source(state.in_force).into(),
+        desired: source(state.desired).into(),
+        owner: state.owner.map(|owner| owner.to_string()).unwrap_or_default(),
+        epoch: state.epoch,
+        slot: state.slot.unwrap_or_default(),
+        note: state.note.unwrap_or_default(),
+        retained_log_bytes: state.retained_log_bytes,
+        retained_log_bytes_max: state.retained_log_bytes_max.and_then(|max| max.try_into().ok()),
+    }
+}
+
+fn source(source: model::source::Source) -> Source {
+    match source {
+        model::source::Source::Poll => Source::Poll,
+        model::source::Source::Wal => Source::Wal,
     }
 }

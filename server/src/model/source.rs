@@ -2,8 +2,11 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::Serialize;
+
 /// Where the relay's events come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The table, looked into again and again. Needs only a plain role.
     Poll,
@@ -17,6 +20,9 @@ pub enum Source {
 pub struct UnknownSource(String);
 
 impl Source {
+    /// Every source.
+    pub const ALL: [Self; 2] = [Self::Poll, Self::Wal];
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,8 @@
 //! gRPC health: whether the API can commit, and, apart from that, whether the relay gets on.
 //!
 //! The API (service `""` and the services' names) serves while the database answers: commits go on while only Kafka
-//! is down. `outboxd.relay` serves while this process relays and reaches both sides. What is held keeps nothing else back
-//! and is told by the log and the numbers.
+//! is down. `outboxd.relay` serves while this process relays and reaches both sides. What is held keeps nothing else back,
+//! and a source that is not as asked for neither: the log of every process that relays and the numbers tell of them.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ async fn report(
 ) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut serving, mut held) = (None, 0);
+    let (mut serving, mut held, mut note) = (None, 0, None);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         let reachable = matches!(tokio::time::timeout(EVERY, reader.ping()).await, Ok(Ok(())));
         if serving.replace(reachable) == Some(!reachable) {
@@ -60,6 +60,14 @@ async fn report(
         let now_held = relay.as_ref().map_or(0, |relay| relay.borrow().held);
         if std::mem::replace(&mut held, now_held) != now_held {
             tracing::warn!(events = now_held, "events are held; see EventService.ListHeld");
+        }
+        let now_note = relay.as_ref().and_then(|relay| relay.borrow().source_note.clone());
+        if note != now_note {
+            match &now_note {
+                Some(note) => tracing::warn!(note, "the relay's source is not as it was asked for"),
+                None => tracing::info!("the note on the relay's source is gone"),
+            }
+            note = now_note;
         }
         let healthy = relay.as_ref().is_some_and(|relay| relay.borrow().is_healthy());
         set(&reporter, &[RELAY], healthy).await;

@@ -16,8 +16,9 @@ use tonic::{service::Routes, transport::Server, transport::server::TcpIncoming};
 
 use super::names;
 use crate::{
+    model::source::Source,
     relay,
-    store::numbers::{Gauge, Numbers},
+    store::numbers::{Gauge, Numbers, source},
 };
 
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,7 +75,7 @@ fn text(numbers: Option<&Numbers>, relay: Option<&relay::Status>) -> String {
 }
 
 fn of_database(registry: &mut Registry, numbers: &Numbers) {
-    let Numbers { paused, unsettled, held, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, held, instances, lanes } = numbers;
     let lag = unsettled.lag_ms.unwrap_or_default() as f64 / 1_000.0;
     put(registry, names::LAG_SECONDS, "Age of the oldest unsettled event", lag);
     put(registry, names::UNSETTLED_EVENTS, "Events that are not settled", unsettled.events as f64);
@@ -84,6 +85,7 @@ fn of_database(registry: &mut Registry, numbers: &Numbers) {
     put(registry, names::INSTANCES, "Relays that run", instances.len() as f64);
     let without_owner = lanes.iter().filter(|lane| lane.owner.is_none()).count();
     put(registry, names::LANES_WITHOUT_OWNER, "Lanes without an owner", without_owner as f64);
+    of_source(registry, source);
 
     let by_state = Family::<Labels, Value>::default();
     for (state, events) in [("failed", held.failed), ("parked", held.parked)] {
@@ -98,6 +100,24 @@ fn of_database(registry: &mut Registry, numbers: &Numbers) {
     }
     registry.register(names::LANE_SETTLED_EVENTS, "Events settled since the outbox was set up", settled);
     registry.register(names::LANE_EPOCH, "Raised each time the lane changes hands", epochs);
+}
+
+fn of_source(registry: &mut Registry, state: &source::State) {
+    for (name, help, chosen) in [
+        (names::SOURCE_IN_FORCE, "Which source is in force", state.in_force),
+        (names::SOURCE_DESIRED, "Which source is wanted", state.desired),
+    ] {
+        let by_source = Family::<Labels, Value>::default();
+        for source in Source::ALL {
+            by_source.get_or_create(&vec![("source", source.to_string())]).set(f64::from(source == chosen));
+        }
+        registry.register(name, help, by_source);
+    }
+    let has_note = f64::from(state.note.is_some());
+    put(registry, names::SOURCE_HAS_NOTE, "Whether a note says why the source is not as it was asked for", has_note);
+    if let Some(bytes) = state.retained_log_bytes {
+        put(registry, names::RETAINED_LOG_BYTES, "Bytes of log that the database keeps for the slot", bytes as f64);
+    }
 }
 
 fn of_process(registry: &mut Registry, relay: &relay::Status) {

@@ -12,6 +12,14 @@ pub const HELD_EVENTS: &str = "outboxd_relay_held_events";
 pub const HOLDS: &str = "outboxd_relay_holds";
 /// 1 while every relay is paused.
 pub const PAUSED: &str = "outboxd_relay_paused";
+/// By `source`, `poll` or `wal`: 1 for the one in force, 0 for the other.
+pub const SOURCE_IN_FORCE: &str = "outboxd_relay_source_in_force";
+/// By `source`: 1 for the one that is wanted.
+pub const SOURCE_DESIRED: &str = "outboxd_relay_source_desired";
+/// 1 while there is a note that says why the source is not as it was asked for.
+pub const SOURCE_HAS_NOTE: &str = "outboxd_relay_source_has_note";
+/// Bytes of log that the database keeps for the slot; absent while there is none.
+pub const RETAINED_LOG_BYTES: &str = "outboxd_relay_retained_log_bytes";
 /// Relays that run, in all processes.
 pub const INSTANCES: &str = "outboxd_relay_instances";
 /// Lanes without an owner.

@@ -1,11 +1,14 @@
-//! What operators ask of the relays of all processes: how far behind they are, who owns what, what is held.
+//! What operators ask of the relays of all processes: how far behind they are, by which source, who owns what, what is
+//! held.
 //!
 //! Nothing here costs more than probes of indexes and a bounded scan of what is not settled: what would have to be
 //! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within
 //! a second is the first one again.
 
+pub mod lane;
+pub mod source;
+
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +23,7 @@ use super::{
     Error,
     event::{Reader, read},
 };
+use crate::config::Config;
 
 /// Events are counted this far.
 pub const COUNT_MAX: i64 = 10_000;
@@ -31,6 +35,8 @@ const FRESH: Duration = Duration::from_secs(1);
 pub struct Numbers {
     /// Set while every relay is paused.
     pub paused: Option<Paused>,
+    /// Where events are read from.
+    pub source: source::State,
     /// What is not settled.
     pub unsettled: Unsettled,
     /// What is held.
@@ -38,7 +44,7 @@ pub struct Numbers {
     /// The relays that run.
     pub instances: Vec<Instance>,
     /// All lanes.
-    pub lanes: Vec<Lane>,
+    pub lanes: Vec<lane::Lane>,
 }
 
 /// A pause.
@@ -90,31 +96,12 @@ pub struct Instance {
     pub lanes: i64,
 }
 
-/// A lane.
-#[derive(Clone, Debug, Serialize, sqlx::FromRow)]
-pub struct Lane {
-    /// Its number.
-    pub lane: i16,
-    /// Its owner.
-    pub owner: Option<Uuid>,
-    /// Raised each time it changes hands.
-    pub epoch: i64,
-    /// Events settled since the outbox was set up.
-    pub settled: i64,
-    /// Events settled per second since the reading before.
-    #[sqlx(default)]
-    pub events_per_second: Option<f64>,
-    /// When its progress was last written.
-    #[serde(serialize_with = "rfc3339")]
-    pub updated_at: DateTime<Utc>,
-    /// Take-overs from relays that died, without progress since.
-    pub claims: i32,
-}
-
 /// Takes readings. Clones share them.
 #[derive(Clone)]
 pub struct Gauge {
     pool: PgPool,
+    /// The relay's budget, if this process relays.
+    retained_log_bytes_max: Option<u64>,
     last: Arc<Mutex<Option<Reading>>>,
 }
 
@@ -127,8 +114,9 @@ struct Reading {
 
 impl Gauge {
     /// On a reader's connections.
-    pub fn new(reader: &Reader) -> Self {
-        Self { pool: reader.pool().clone(), last: Arc::default() }
+    pub fn new(reader: &Reader, config: &Config) -> Self {
+        let retained_log_bytes_max = config.relay.enabled.then_some(config.relay.retained_log_bytes_max);
+        Self { pool: reader.pool().clone(), retained_log_bytes_max, last: Arc::default() }
     }
 
     /// How the relays are now, or were less than a second ago.
@@ -143,7 +131,7 @@ impl Gauge {
         let at = Instant::now();
         let mut numbers = self.numbers().await.map_err(read)?;
         if let Some(before) = last.as_ref() {
-            rates(&mut numbers.lanes, &before.numbers.lanes, at - before.at);
+            lane::rates(&mut numbers.lanes, &before.numbers.lanes, at - before.at);
         }
         *last = Some(Reading { at, numbers: numbers.clone(), is_stale: false });
         Ok(numbers)
@@ -152,6 +140,7 @@ impl Gauge {
     async fn numbers(&self) -> sqlx::Result<Numbers> {
         Ok(Numbers {
             paused: sqlx::query_as("select reason, paused_at from outbox.pause").fetch_optional(&self.pool).await?,
+            source: source::read(&self.pool, self.retained_log_bytes_max).await?,
             unsettled: self.unsettled().await?,
             held: self.held().await?,
             instances: sqlx::query_as(
@@ -258,36 +247,4 @@ impl Gauge {
 
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
-}
-
-fn rates(lanes: &mut [Lane], before: &[Lane], between: Duration) {
-    let before: HashMap<i16, i64> = before.iter().map(|lane| (lane.lane, lane.settled)).collect();
-    for lane in lanes {
-        let settled = before.get(&lane.lane).map(|settled| (lane.settled - settled).max(0));
-        lane.events_per_second = settled.map(|settled| settled as f64 / between.as_secs_f64());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_what_was_settled_between_two_readings() {
-        let lane = |settled| Lane {
-            lane: 3,
-            owner: None,
-            epoch: 1,
-            settled,
-            events_per_second: None,
-            updated_at: Utc::now(),
-            claims: 0,
-        };
-        let mut now = [lane(700)];
-        rates(&mut now, &[lane(100)], Duration::from_secs(2));
-        assert_eq!(now[0].events_per_second, Some(300.0));
-        let mut first = [lane(700)];
-        rates(&mut first, &[], Duration::from_secs(2));
-        assert_eq!(first[0].events_per_second, None, "there is nothing to compare with");
-    }
 }

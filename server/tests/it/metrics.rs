@@ -1,9 +1,10 @@
-//! Numbers for operators: the Prometheus endpoint and `outboxd relay status`.
+//! Numbers for operators: `GetRelay`, the Prometheus endpoint and `outboxd relay status`.
 
 use std::process::Command;
 
 use outbox_harness::{eventually, kafka};
-use outbox_server::ops::names;
+use outbox_proto::v1::{GetRelayRequest, Source};
+use outbox_server::{config, model, ops::names, store::relay::stream};
 use sqlx::Executor as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -29,8 +30,8 @@ fn value(page: &str, name: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
+/// A server that relays, and the address of its metrics.
+async fn relaying() -> (Server, String) {
     let address = {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         listener.local_addr().expect("it has an address").to_string()
@@ -42,6 +43,12 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
         config.metrics.listen.clone_from(&address);
     })
     .await;
+    (server, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
+    let (server, address) = relaying().await;
     let topic = kafka::fresh_topic("metrics", 1).await;
     server.outbox().commit(commit(vec![], vec![event(&topic, "a")])).await.expect("it is committed");
     // A name that Commit would refuse, and Kafka does.
@@ -60,6 +67,7 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
     assert_eq!(value(&page, names::LAG_SECONDS), Some(0.0));
     assert_eq!(value(&page, names::LANES_OWNED), Some(64.0));
     assert_eq!(value(&page, names::PAUSED), Some(0.0));
+    assert_eq!(value(&page, names::RETAINED_LOG_BYTES), None, "there is no slot");
     let settled: f64 = page
         .lines()
         .filter(|line| line.starts_with(&format!("{}_total{{", names::LANE_SETTLED_EVENTS)))
@@ -72,30 +80,79 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_source_in_force_its_slot_and_the_log_kept_for_it_are_told_everywhere() {
+    let (server, address) = relaying().await;
+    let relay = async || server.relays().get_relay(GetRelayRequest {}).await.expect("it is answered").into_inner();
+    let source = relay().await.source.expect("it is told");
+    assert_eq!((source.in_force(), source.desired(), source.slot.as_str()), (Source::Poll, Source::Poll, ""));
+    assert_eq!(source.retained_log_bytes, None, "there is no slot");
+
+    let mut connection = server.pool.acquire().await.expect("the database can be reached");
+    stream::desire(&mut connection, model::source::Source::Wal).await.expect("it can be asked for");
+    let switched = async || {
+        let relay = relay().await;
+        let source = relay.source.expect("it is told");
+        (source.in_force() == Source::Wal).then_some((relay.instances, source))
+    };
+    let (instances, source) = eventually("`wal` is in force", PATIENCE, switched).await;
+
+    let stored = stream::read(&mut connection).await.expect("it can be read");
+    assert_eq!(source.desired(), Source::Wal);
+    assert_eq!(source.slot, stored.slot.expect("there is one").name);
+    assert_eq!(source.owner, instances[0].id, "the one relay directs");
+    assert!(source.epoch > 0, "{source:?}");
+    assert_eq!(source.note, "");
+    assert!(source.retained_log_bytes.is_some_and(|bytes| bytes > 0), "{source:?}");
+    let budget = config::Relay::default().retained_log_bytes_max;
+    assert_eq!(source.retained_log_bytes_max, budget.try_into().ok());
+
+    let json = &status(&server.url)["source"];
+    assert_eq!((&json["in_force"], &json["desired"]), (&"wal".into(), &"wal".into()));
+    assert_eq!(json["slot"], source.slot);
+    assert!(json["retained_log_bytes"].as_i64().is_some_and(|bytes| bytes > 0), "{json}");
+    let text = run_status(&server.url, &[]);
+    let directed = format!("source     wal; directed by {}, epoch ", source.owner);
+    assert!(text.contains(&directed) && text.contains(&format!("slot       {}, ", source.slot)), "{text}");
+
+    let page = get(&address).await.expect("metrics are served");
+    for name in [names::SOURCE_IN_FORCE, names::SOURCE_DESIRED] {
+        assert_eq!(value(&page, &format!("{name}{{source=\"wal\"}}")), Some(1.0));
+        assert_eq!(value(&page, &format!("{name}{{source=\"poll\"}}")), Some(0.0));
+    }
+    assert_eq!(value(&page, names::SOURCE_HAS_NOTE), Some(0.0));
+    assert!(value(&page, names::RETAINED_LOG_BYTES).is_some_and(|bytes| bytes > 0.0), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_backlog_is_exact_to_ten_thousand_and_an_estimate_beyond() {
     let outbox = Outbox::fresh("backlog", 1).await;
     outbox.emit(10_000, 100).await;
-    let numbers = status(&outbox);
+    let numbers = status(&outbox.url);
     assert_eq!((&numbers["unsettled"]["events"], &numbers["unsettled"]["is_exact"]), (&10_000.into(), &true.into()));
     let lag = numbers["unsettled"]["lag_ms"].as_i64().expect("there is a backlog");
     assert!((0..120_000).contains(&lag), "{lag}");
     assert_eq!(numbers["lanes"].as_array().map(Vec::len), Some(64));
 
     outbox.emit(5_000, 100).await;
-    let numbers = status(&outbox);
+    let numbers = status(&outbox.url);
     assert_eq!(numbers["unsettled"]["is_exact"], false);
     let estimate = numbers["unsettled"]["events"].as_i64().expect("a number");
     assert!((14_000..16_000).contains(&estimate), "{estimate}");
 }
 
 /// What `outboxd relay status --output json` prints.
-fn status(outbox: &Outbox) -> serde_json::Value {
+fn status(url: &str) -> serde_json::Value {
+    serde_json::from_str(&run_status(url, &["--output", "json"])).expect("it prints JSON")
+}
+
+fn run_status(url: &str, more: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_outboxd"))
-        .args(["relay", "status", "--output", "json", "--database-url", &outbox.url])
+        .args(["relay", "status", "--database-url", url])
+        .args(more)
         .output()
         .expect("it can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("it prints JSON")
+    String::from_utf8(output.stdout).expect("it prints text")
 }
 
 /// A transaction that commits late lies below every bound on positions.
@@ -117,9 +174,9 @@ async fn an_event_that_commits_late_counts_as_unsettled() {
     relay.stop().await;
     transaction.commit().await.expect("it commits");
 
-    assert_eq!(status(&outbox)["unsettled"]["events"], 1);
+    assert_eq!(status(&outbox.url)["unsettled"]["events"], 1);
     let relay = outbox.relay();
     outbox.all_settled().await;
-    assert_eq!(status(&outbox)["unsettled"]["events"], 0);
+    assert_eq!(status(&outbox.url)["unsettled"]["events"], 0);
     relay.stop().await;
 }

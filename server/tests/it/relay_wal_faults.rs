@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use outbox_harness::eventually;
+use outbox_proto::v1::{GetRelayRequest, Source as Told};
 use outbox_server::{
     config,
     model::{
@@ -22,6 +23,7 @@ use crate::{
     support::{
         faulty::{Faults, Faulty},
         outbox::{Outbox, PATIENCE, Running, publisher},
+        server::Server,
     },
 };
 
@@ -60,6 +62,35 @@ async fn a_slot_dropped_in_mid_run_is_repaired_from_the_table() {
     outbox.all_settled().await;
 
     assert_ne!(slot(&outbox).await, lost, "another slot");
+    assert_eq!(outbox.stream().await.note, None, "all is as it was asked for");
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// What was asked for is not in force again until another slot is: whoever looks must find out why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_lost_before_it_is_streamed_from_stays_noted_until_another_is() {
+    let outbox = Outbox::fresh("early", 1).await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let publisher = Faulty::new(publisher(), &faults);
+    let relay = Running::start(Relay::with_publisher(Outbox::relay_config(), &outbox.database_config(), publisher));
+    outbox.emit(20, 5).await;
+    outbox.desire(Source::Wal).await;
+    let made = async |but: &str| outbox.stream().await.slot.map(|slot| slot.name).filter(|name| name != but);
+    let lost = eventually("a slot is made", PATIENCE, async || made("").await).await;
+
+    drop_slot(&outbox, &lost).await;
+    eventually("another slot is made", PATIENCE, async || made(&lost).await).await;
+    outbox.desire(Source::Wal).await;
+    let stream = outbox.stream().await;
+    assert_eq!(stream.source, Source::Poll, "nothing is settled yet");
+    assert!(stream.note.as_ref().is_some_and(|note| note.contains(&lost)), "{:?}", stream.note);
+
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.in_force(Source::Wal).await;
+    assert_eq!(outbox.stream().await.note, None, "all is as it was asked for");
+    outbox.all_settled().await;
     outbox.assert_all_published_in_order().await;
     relay.stop().await;
 }
@@ -207,6 +238,13 @@ async fn past_the_budget_of_retained_log_the_relay_goes_back_to_poll_and_says_so
         (slots == 0).then_some(())
     };
     eventually("the log is let go", PATIENCE, none).await;
+    // A server without a relay of its own tells it, too.
+    let server = Server::at(outbox.url.clone(), None, |_| {}).await;
+    let told = server.relays().get_relay(GetRelayRequest {}).await.expect("it is answered").into_inner();
+    let told = told.source.expect("it is told");
+    assert_eq!((told.in_force(), told.desired(), told.slot.as_str()), (Told::Poll, Told::Poll, ""));
+    assert!(told.note.contains("retained_log_bytes_max"), "{told:?}");
+    assert_eq!((told.retained_log_bytes, told.retained_log_bytes_max), (None, None));
 
     faults.change(|plan| plan.hold_reports = false);
     outbox.all_settled().await;

@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Shows lag, backlog, lanes and what is held; looks twice, a second apart, so that it can tell rates
+    /// Shows source, lag, backlog, lanes and what is held; looks twice, a second apart, so that it can tell rates
     Status(Status),
     /// Changes where events are read from, while servers run and commits go on
     Switch(Switch),

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     store::{
         event::Reader,
-        numbers::{Gauge, Numbers},
+        numbers::{Gauge, Numbers, source},
         session::Connector,
     },
 };
@@ -34,7 +34,7 @@ enum Output {
 
 impl Status {
     pub(super) async fn run(&self, config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let gauge = Gauge::new(&Reader::new(&Connector::new(&config.database)?, config));
+        let gauge = Gauge::new(&Reader::new(&Connector::new(&config.database)?, config), config);
         gauge.read().await?;
         tokio::time::sleep(BETWEEN).await;
         let numbers = gauge.read().await?;
@@ -47,11 +47,12 @@ impl Status {
 }
 
 fn text(numbers: &Numbers) -> String {
-    let Numbers { paused, unsettled, held, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, held, instances, lanes } = numbers;
     let mut lines = Vec::new();
     if let Some(paused) = paused {
         lines.push(format!("PAUSED since {}: {}", paused.paused_at.format("%F %T UTC"), paused.reason));
     }
+    lines.extend(of_source(source));
     let lag = unsettled.lag_ms.map_or("none".into(), |ms| format!("{:.3} s", ms as f64 / 1_000.0));
     lines.push(format!("lag        {lag}"));
     let about = if unsettled.is_exact { "" } else { "about " };
@@ -77,4 +78,20 @@ fn text(numbers: &Numbers) -> String {
         lines.push(format!("{:>4}  {owner:<36}  {:>6}  {:>12}  {rate:>9.1}", lane.lane, lane.epoch, lane.settled));
     }
     lines.join("\n") + "\n"
+}
+
+fn of_source(source: &source::State) -> Vec<String> {
+    let source::State { in_force, desired, owner, epoch, slot, note, .. } = source;
+    let desired = if desired == in_force { String::new() } else { format!(", `{desired}` is asked for") };
+    let owner = owner.map_or("nobody".into(), |owner| owner.to_string());
+    let mut lines = vec![format!("source     {in_force}{desired}; directed by {owner}, epoch {epoch}")];
+    if let Some(note) = note {
+        lines.push(format!("NOTE       {note}"));
+    }
+    if let Some(slot) = slot {
+        let retained = source.retained_log_bytes.map_or("unknown".into(), |bytes| bytes.to_string());
+        let max = source.retained_log_bytes_max.map(|max| format!(" of {max}")).unwrap_or_default();
+        lines.push(format!("slot       {slot}, {retained}{max} bytes of log retained"));
+    }
+    lines
 }

@@ -215,12 +215,15 @@ pub async fn set_note(connection: &mut PgConnection, by: Direction, note: &str) 
     statement.bind(by.instance).bind(by.epoch).bind(note).execute(connection).await.map(drop)
 }
 
-/// Asks for a source; whichever relay directs carries it out. Returns the source in force.
+/// Asks for a source; whichever relay directs carries it out. Why it is not in force stays noted when it is only asked
+/// for again. Returns the source in force.
 ///
 /// # Errors
 /// When the statement fails or its answer cannot be read.
 pub async fn desire(connection: &mut PgConnection, desired: Source) -> sqlx::Result<Stream> {
-    let statement = sqlx::query("update outbox.stream set desired = $1, note = null");
+    let statement = sqlx::query(
+        "update outbox.stream set desired = $1, note = case when desired = $1 and source <> $1 then note end",
+    );
     statement.bind(desired.name()).execute(&mut *connection).await?;
     read(connection).await
 }

@@ -170,8 +170,9 @@ impl ToWal {
     ) -> Result<Steered, Error> {
         let state = slot::state(connection, &slot.name).await?.filter(|state| !state.lost);
         let Some(state) = state else {
+            let note = format!("the slot {} was lost before it was streamed from; another one is made", slot.name);
             tracing::warn!(slot = slot.name, "the slot was lost before it was streamed from; another one is made");
-            stream::put_poll_in_force(connection, by, Source::Wal, None).await?;
+            stream::put_poll_in_force(connection, by, Source::Wal, Some(&note)).await?;
             return Ok(Steered::default());
         };
         if state.retained_bytes.unsigned_abs() > self.retained_log_bytes_max {
