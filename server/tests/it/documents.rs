@@ -9,7 +9,7 @@ use outbox_proto::v1::{
 use tonic::{Code, Status};
 
 use crate::support::{
-    request::{add, check, commit, delete, event, merge, put},
+    request::{add, call, check, commit, delete, event, merge, put},
     server::{Server, fault, fields},
 };
 
@@ -99,10 +99,11 @@ async fn of_many_who_put_a_document_that_must_not_exist_one_does() {
     let server = Server::start().await;
     let calls = (0..16).map(|n| {
         let (server, json) = (&server, n.to_string());
-        // Every second one only checks that there is none, and writes what follows from it.
+        // Every second one only checks that there is none, takes its time, and writes what follows from it.
+        let pause = call("slow", [("seconds", Kind::Double(0.2))]);
         let operations = match n % 2 {
             0 => vec![put("c1", &json, Some(Exists(false)))],
-            _ => vec![check("c1", Exists(false)), put("c1", &json, None)],
+            _ => vec![check("c1", Exists(false)), pause, put("c1", &json, None)],
         };
         async move { apply(server, operations).await }
     });
