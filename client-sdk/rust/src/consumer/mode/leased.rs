@@ -37,7 +37,8 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
             let claimed = self.claims.claim(&scope.consumer, &event.dedup_key(), self.lease).await;
             match claimed.map_err(AttemptError::Inbox)? {
                 Claimed::Yours(claim) if is_too_old(event, scope.window) => {
-                    // Nothing of it is to stay, or a repeat would find it being worked on.
+                    // Nothing of it is to stay, or a repeat would find it being worked on. A lease that cannot be given
+                    // back runs out by itself.
                     let _ = self.claims.release(&claim).await;
                     return Err(AttemptError::TooOld);
                 }
