@@ -1,5 +1,8 @@
 //! `outbox.emit` and `emit_many`: events of services that hold their own transaction.
 
+use std::time::Duration;
+
+use outbox_harness::eventually;
 use outbox_harness::postgres::Database;
 use outbox_server::store::migrate;
 use sqlx::{Connection as _, PgConnection};
@@ -59,25 +62,42 @@ async fn emit_many_returns_ids_in_order_and_positions_follow_it() {
     assert_eq!(count(&mut connection, "select count(distinct (lane, key)) from outbox.events").await, 5);
 }
 
-/// Trap 17: two transactions that name the same keys in opposite order.
+/// Trap 17: transactions that name the same keys in different orders. One that waits for the lower slot must not hold
+/// the higher one yet, in whatever order it names them: whoever it waits for may want that next.
 #[tokio::test]
 async fn keys_in_opposite_order_do_not_deadlock() {
     let (database, mut connection) = database().await;
-    let many = |order: &str| {
-        format!(
-            "select outbox.emit_many(jsonb_agg(jsonb_build_object('topic', 't', 'type', 'x', 'key', n::text)
-                                               order by n {order})) from generate_series(1, 200) as n"
-        )
+    let (low, high): (String, String) = sqlx::query_as(
+        "select keys[1], keys[2] from (
+             select array_agg(n::text order by outbox.slot_of('default', 't', convert_to(n::text, 'UTF8'))) as keys
+             from generate_series(1, 2) as n) as by_slot",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    let emit = |keys: &[&str]| {
+        let events: Vec<_> =
+            keys.iter().map(|key| serde_json::json!({"topic": "t", "type": "x", "key": key})).collect();
+        sqlx::query("select outbox.emit_many($1)").bind(serde_json::Value::from(events))
     };
-    let rounds = |sql: String, mut connection: PgConnection| async move {
-        for _ in 0..20 {
-            let emitted = sqlx::query(sqlx::AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await;
-            emitted.expect("no deadlock");
-        }
-    };
-    let (up, down) = (database.connect().await, database.connect().await);
-    tokio::join!(rounds(many("asc"), up), rounds(many("desc"), down));
-    assert_eq!(count(&mut connection, "select count(*) from outbox.events").await, 2 * 20 * 200);
+
+    let mut holder = connection.begin().await.unwrap();
+    emit(&[&low]).execute(&mut *holder).await.unwrap();
+    let mut backward = database.connect().await;
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut backward).await.unwrap();
+    let both = emit(&[&high, &low]);
+    let waiting = tokio::spawn(async move { both.execute(&mut backward).await });
+    let mut watcher = database.connect().await;
+    eventually("the other transaction waits for the holder", Duration::from_secs(10), async || {
+        let blocked = sqlx::query_scalar::<_, bool>("select cardinality(pg_blocking_pids($1)) > 0").bind(pid);
+        blocked.fetch_one(&mut watcher).await.unwrap().then_some(())
+    })
+    .await;
+
+    emit(&[&high]).execute(&mut *holder).await.expect("the higher slot is free");
+    holder.commit().await.unwrap();
+    waiting.await.unwrap().expect("no deadlock");
+    assert_eq!(count(&mut watcher, "select count(*) from outbox.events").await, 4);
 }
 
 /// P4 at its root: whoever commits first has the lower position, for one key.
