@@ -111,6 +111,10 @@ pub mod value {
 pub struct Array {
     #[prost(message, repeated, tag = "1")]
     pub elements: ::prost::alloc::vec::Vec<Value>,
+    /// The subscript of the first element in each dimension, on the outermost array. Empty when all are 1, as they are
+    /// unless somebody made them otherwise.
+    #[prost(int32, repeated, tag = "2")]
+    pub lower_bounds: ::prost::alloc::vec::Vec<i32>,
 }
 /// A column of a result.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -228,7 +228,7 @@ fn value_of(message: v1::Value, depth: usize) -> Option<Value> {
         Some(Kind::Array(_)) if depth == ARRAY_DEPTH_MAX => return None,
         Some(Kind::Array(array)) => {
             let elements = array.elements.into_iter().map(|element| value_of(element, depth + 1));
-            Value::Array(elements.collect::<Option<_>>()?)
+            array_from(array.lower_bounds, elements.collect::<Option<_>>()?)
         }
     })
 }
@@ -249,9 +249,23 @@ fn value(value: Value) -> v1::Value {
         Value::Timestamptz(v) => Kind::Timestamptz(v),
         Value::Interval(v) => Kind::Interval(v),
         Value::Json(v) => Kind::Json(v),
-        Value::Array(v) => Kind::Array(v1::Array { elements: v.into_iter().map(self::value).collect() }),
+        Value::Array(elements) => array(Vec::new(), elements),
+        Value::ArrayFrom { lower_bounds, elements } => array(lower_bounds, elements),
     };
     v1::Value { kind: Some(kind) }
+}
+
+fn array(lower_bounds: Vec<i32>, elements: Vec<Value>) -> Kind {
+    Kind::Array(v1::Array { elements: elements.into_iter().map(value).collect(), lower_bounds })
+}
+
+/// Bounds that say what goes without saying are none.
+fn array_from(lower_bounds: Vec<i32>, elements: Vec<Value>) -> Value {
+    if lower_bounds.iter().all(|lower| *lower == 1) {
+        Value::Array(elements)
+    } else {
+        Value::ArrayFrom { lower_bounds, elements }
+    }
 }
 
 /// A commit's answer.

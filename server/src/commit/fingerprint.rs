@@ -178,11 +178,23 @@ impl Hash {
             Value::Json(v) => self.tagged(13, v.as_bytes()),
             Value::Array(elements) => {
                 self.tag(14);
-                self.length(elements.len());
-                for element in elements {
-                    self.value(element);
-                }
+                self.values(elements);
             }
+            Value::ArrayFrom { lower_bounds, elements } => {
+                self.tag(15);
+                self.length(lower_bounds.len());
+                for lower in lower_bounds {
+                    self.bytes(&lower.to_le_bytes());
+                }
+                self.values(elements);
+            }
+        }
+    }
+
+    fn values(&mut self, values: &[Value]) {
+        self.length(values.len());
+        for value in values {
+            self.value(value);
         }
     }
 

@@ -85,7 +85,7 @@ fn push(value: &Value, json: &mut String) {
         Value::Numeric(text) if text.ends_with(|last: char| last.is_ascii_digit()) => json.push_str(text),
         Value::Json(text) => json.push_str(text),
         Value::Bytes(bytes) => push_text(&STANDARD.encode(bytes), json),
-        Value::Array(elements) => {
+        Value::Array(elements) | Value::ArrayFrom { elements, .. } => {
             json.push('[');
             for (index, element) in elements.iter().enumerate() {
                 if index > 0 {

@@ -49,6 +49,13 @@ pub enum Value {
     Json(String),
     /// An array; nested for more dimensions.
     Array(Vec<Value>),
+    /// An array whose subscripts do not all begin at 1.
+    ArrayFrom {
+        /// The first subscript of each dimension.
+        lower_bounds: Vec<i32>,
+        /// As in `Array`; only the outermost has bounds.
+        elements: Vec<Value>,
+    },
 }
 
 impl Value {
@@ -69,7 +76,7 @@ impl Value {
             Self::Timestamptz(_) => "timestamptz",
             Self::Interval(_) => "interval",
             Self::Json(_) => "json",
-            Self::Array(_) => "array",
+            Self::Array(_) | Self::ArrayFrom { .. } => "array",
         }
     }
 }

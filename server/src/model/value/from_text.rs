@@ -8,7 +8,7 @@
 use super::{SqlType, Value, ValueError, array};
 
 impl Value {
-    /// Reads a text of type `ty`; none is NULL. The lower bounds of an array are not kept.
+    /// Reads a text of type `ty`; none is NULL.
     ///
     /// # Errors
     /// If the text is not in the notation above.
@@ -40,15 +40,19 @@ fn read(text: &str, ty: &SqlType) -> Option<Value> {
         SqlType::Timestamptz => Value::Timestamptz(owned()),
         SqlType::Interval => Value::Interval(owned()),
         SqlType::Json | SqlType::Jsonb => Value::Json(owned()),
-        SqlType::Array(element) => read_elements(array::from_literal(text, element)?, element)?,
+        SqlType::Array(element) => {
+            let array::Literal { lower_bounds, elements } = array::from_literal(text, element)?;
+            let elements = read_elements(elements, element)?;
+            if lower_bounds.is_empty() { Value::Array(elements) } else { Value::ArrayFrom { lower_bounds, elements } }
+        }
     })
 }
 
-fn read_elements(texts: Vec<Value>, element: &SqlType) -> Option<Value> {
+fn read_elements(texts: Vec<Value>, element: &SqlType) -> Option<Vec<Value>> {
     let read_one = |value| match value {
         Value::Text(text) => read(&text, element),
-        Value::Array(texts) => read_elements(texts, element),
+        Value::Array(texts) => read_elements(texts, element).map(Value::Array),
         _ => Some(Value::Null),
     };
-    texts.into_iter().map(read_one).collect::<Option<_>>().map(Value::Array)
+    texts.into_iter().map(read_one).collect()
 }

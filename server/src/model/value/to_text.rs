@@ -22,7 +22,10 @@ impl Value {
             (Self::Double(value), SqlType::Float8) => float_text(*value),
             (Self::Double(value), SqlType::Float4) => float4_text(*value, ty)?,
             (Self::Bytes(bytes), SqlType::Bytea) => format!("\\x{}", hex::encode(bytes)),
-            (Self::Array(elements), SqlType::Array(element)) => array::to_literal(elements, element)?,
+            (Self::Array(elements), SqlType::Array(element)) => array::to_literal(&[], elements, element)?,
+            (Self::ArrayFrom { lower_bounds, elements }, SqlType::Array(element)) => {
+                array::to_literal(lower_bounds, elements, element)?
+            }
             (Self::Text(text), _)
             | (Self::Numeric(text), SqlType::Numeric)
             | (Self::Uuid(text), SqlType::Uuid)
@@ -124,8 +127,9 @@ fn is_uuid(text: &str) -> bool {
 /// A caller may write an array out; its elements are held to the same rules.
 fn check_array_text(text: &str, element: &SqlType, ty: &SqlType) -> Result<(), ValueError> {
     let expected = "an array such as {1,2,NULL}";
-    let elements = array::from_literal(text, element).ok_or_else(|| ValueError::Syntax { ty: ty.clone(), expected })?;
-    array::to_literal(&elements, element).map(drop)
+    let array::Literal { lower_bounds, elements } =
+        array::from_literal(text, element).ok_or_else(|| ValueError::Syntax { ty: ty.clone(), expected })?;
+    array::to_literal(&lower_bounds, &elements, element).map(drop)
 }
 
 /// Two types cut a longer text without a word.

@@ -118,7 +118,8 @@ async fn every_type_goes_both_ways_with_its_extremes() {
         let mut flat = values.clone();
         flat.push(Value::Null);
         let nested = Value::Array(vec![Value::Array(flat.clone()), Value::Array(flat.clone())]);
-        for array in [Value::Array(flat), nested, Value::Array(Vec::new())] {
+        let from_zero = Value::ArrayFrom { lower_bounds: vec![0], elements: flat.clone() };
+        for array in [Value::Array(flat), nested, Value::Array(Vec::new()), from_zero] {
             let (_, rows) = run(many, &[("v", array.clone())], &mut conn).await;
             assert_same(&rows[0][0], &array, name);
         }

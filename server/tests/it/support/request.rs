@@ -78,5 +78,8 @@ pub(crate) fn null() -> Kind {
 }
 
 pub(crate) fn array(kinds: impl IntoIterator<Item = Kind>) -> Kind {
-    Kind::Array(Array { elements: kinds.into_iter().map(|kind| Value { kind: Some(kind) }).collect() })
+    Kind::Array(Array {
+        elements: kinds.into_iter().map(|kind| Value { kind: Some(kind) }).collect(),
+        ..Array::default()
+    })
 }

@@ -87,7 +87,7 @@ impl<T: IntoValue> IntoValue for Option<T> {
 impl<T: IntoValue> IntoValue for Vec<T> {
     fn into_value(self) -> v1::Value {
         let elements = self.into_iter().map(T::into_value).collect();
-        v1::Value { kind: Some(Kind::Array(v1::Array { elements })) }
+        v1::Value { kind: Some(Kind::Array(v1::Array { elements, ..v1::Array::default() })) }
     }
 }
 
@@ -129,7 +129,8 @@ mod tests {
         assert_eq!(kind(Interval("P1D".into())), Kind::Interval("P1D".into()));
         assert_eq!(kind(json!({"a": 1})), Kind::Json(r#"{"a":1}"#.into()));
         assert_eq!(kind(None::<i64>), Kind::Null(0));
-        let expected = v1::Array { elements: vec![1_i64.into_value(), None::<i64>.into_value()] };
+        let expected =
+            v1::Array { elements: vec![1_i64.into_value(), None::<i64>.into_value()], ..v1::Array::default() };
         assert_eq!(kind(vec![Some(1_i64), None]), Kind::Array(expected));
     }
 }
