@@ -13,6 +13,7 @@
 
 mod calls;
 mod faults;
+mod naive;
 mod source;
 mod verdict;
 
@@ -85,6 +86,10 @@ struct Options {
     /// Times that the slot is dropped from which the log is streamed
     #[arg(long, default_value_t = 0)]
     slot_drops: usize,
+    /// Instead of outboxd's relays, runs two that keep a cursor over the positions and use SKIP LOCKED. Ends well only if
+    /// the checks convict them: it shows that they can
+    #[arg(long, conflicts_with_all = ["kills", "pauses", "kafka_kills", "postgres_crashes", "slot_drops", "switch_every"])]
+    naive: bool,
     /// Events that one fault may repeat (relay.in_flight_events_max)
     #[arg(long, default_value_t = 2_000)]
     window: usize,
@@ -108,7 +113,10 @@ struct Run {
 
 #[tokio::main]
 async fn main() {
-    let options = Options::parse();
+    let mut options = Options::parse();
+    if options.naive {
+        options.kills = 0;
+    }
     let (kafka, postgres) = options.services();
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
     println!("seed {seed}: {options:?}");
@@ -123,8 +131,12 @@ async fn main() {
         server.serving().await;
     }
 
-    source::desire(&pool, &run.options.source).await;
     let (release, released) = watch::channel(false);
+    if run.options.naive {
+        naive::start(&run, &pool, &released).await;
+    } else {
+        source::desire(&pool, &run.options.source).await;
+    }
     let held = tokio::spawn(source::hold(Arc::clone(&run), released.clone()));
     let switched = tokio::spawn(source::switch(Arc::clone(&run), pool.clone(), released));
     let start = Instant::now();
@@ -137,7 +149,9 @@ async fn main() {
     let retries = run.retries.load(Ordering::Relaxed);
     println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
     println!("{} of {} faults landed in mid-work", landed.landed, landed.faults);
-    if run.options.switch_every.is_none() {
+    if run.options.naive {
+        naive::believes_to_be_done(&pool).await;
+    } else if run.options.switch_every.is_none() {
         settled(&pool, "with the write transaction still open").await;
     }
     release.send_replace(true);
@@ -150,13 +164,19 @@ async fn main() {
 
     let findings = verdict::check(&run, &pool, landed).await;
     drop(running);
-    if findings.is_empty() {
+    let as_expected = findings.is_empty() != run.options.naive;
+    if run.options.naive {
+        let verdict = if as_expected { "convicted" } else { "NOT convicted" };
+        println!("the naive relays are {verdict}:\n{}", findings.join("\n"));
+    } else if as_expected {
         println!("every check held");
-        std::fs::remove_dir_all(&folder).expect("the folder can be removed");
     } else {
         println!("FAILED (seed {seed}; logs in {}):\n{}", folder.display(), findings.join("\n"));
+    }
+    if !as_expected {
         std::process::exit(1);
     }
+    std::fs::remove_dir_all(&folder).expect("the folder can be removed");
 }
 
 impl Run {
@@ -169,6 +189,7 @@ impl Run {
                 .set("catalog.dir", &folder.display().to_string())
                 .set("relay.in_flight_events_max", &options.window.to_string())
                 .set("relay.lease_ttl_ms", &LEASE_TTL.as_millis().to_string())
+                .set("relay.enabled", if options.naive { "false" } else { "true" })
         };
         let servers = vec![server("first.log"), server("second.log")];
         Self {
