@@ -9,6 +9,8 @@ use crate::store::relay::lease::Mark;
 
 /// The part of the lease that is given away to clocks that run at different speeds.
 const MARGIN_DIVISOR: u32 = 10;
+/// The longest time between two looks at one's share: until the death of another is noticed.
+const SHARE_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// A lease.
 pub(super) struct Lease {
@@ -39,7 +41,7 @@ impl Lease {
 
     /// The share was looked at.
     pub(super) fn shared(&mut self, now: Instant) {
-        self.share_at = now + self.ttl / 10;
+        self.share_at = now + (self.ttl / 10).min(SHARE_PAUSE_MAX);
     }
 
     /// Whether it is certain that nobody else has been given the lanes.

@@ -23,6 +23,7 @@ mod relay_flush;
 mod relay_held;
 mod relay_share;
 mod relay_snapshot;
+mod relay_takeover;
 mod relay_wal;
 mod relay_wal_faults;
 mod relay_wal_switch;

@@ -2,7 +2,9 @@
 //!
 //! One row per running relay in `outbox.relays`; its lanes carry its instance in `outbox.progress`. Time is the
 //! database's. Claiming a lane raises its epoch, so that a former owner's late write fails. Releasing is either
-//! explicit or done by whoever finds the owner's row expired; only then does the next claim count as one after a death.
+//! explicit or done by whoever finds the owner dead; only then does the next claim count as one after a death. A relay
+//! is dead when its lease has run out, or when its *presence* is gone: a lock that its connection holds, and that ends
+//! with the connection at once when the process is killed. One that is stopped or cut off keeps it, and its lease.
 
 use std::time::Duration;
 
@@ -32,14 +34,17 @@ pub struct Share {
     pub surplus: usize,
 }
 
-/// Enters the relay, or renews it when it is there.
+/// Enters the relay, or renews it when it is there, with its presence on this connection. Where an earlier connection
+/// of its own still has that, or none of ours keeps its session, the lease alone speaks for it.
 ///
 /// # Errors
 /// When the statement fails.
 pub async fn register(connection: &mut PgConnection, instance: Uuid, host: &str, ttl: Duration) -> sqlx::Result<()> {
     sqlx::query(
-        "insert into outbox.relays (instance, host, lease_until) values ($1, $2, clock_timestamp() + $3)
-         on conflict (instance) do update set lease_until = excluded.lease_until",
+        "insert into outbox.relays (instance, host, lease_until, present)
+         values ($1, $2, clock_timestamp() + $3,
+                 pg_try_advisory_lock(outbox.presence_class(), outbox.presence_key($1)))
+         on conflict (instance) do update set lease_until = excluded.lease_until, present = excluded.present",
     )
     .bind(instance)
     .bind(host)
@@ -86,14 +91,19 @@ pub async fn renew(connection: &mut PgConnection, instance: Uuid, ttl: Duration)
     xid.map(|xid| Ok(Mark { floor, xid: xid.parse().map_err(super::decode_error)? })).transpose()
 }
 
-/// Frees the lanes of relays whose lease has run out, claims free ones up to the relay's share, and says how many it
+/// Frees the lanes of relays that are dead, claims free ones up to the relay's share, and says how many it
 /// owns above it. A share is `share`, or the lanes divided by the live relays, rounded up.
 ///
 /// # Errors
 /// When a statement fails.
 pub async fn share(connection: &mut PgConnection, instance: Uuid, share: Option<i64>) -> sqlx::Result<Share> {
-    // The lanes' owner becomes null with it.
-    sqlx::query("delete from outbox.relays where lease_until < clock_timestamp()").execute(&mut *connection).await?;
+    // The lanes' owner becomes null with it. Whoever gets the lock of another finds it gone; shared, so that two who
+    // look at once do not take each other for the owner.
+    let bury = "
+        delete from outbox.relays where lease_until < clock_timestamp() or
+            case when present and instance <> $1
+                 then pg_try_advisory_xact_lock_shared(outbox.presence_class(), outbox.presence_key(instance)) end";
+    sqlx::query(bury).bind(instance).execute(&mut *connection).await?;
     let (share, owned): (i64, i64) = sqlx::query_as(
         "select coalesce($2, ceil(count(*)::numeric / greatest((select count(*) from outbox.relays), 1))::bigint),
                 count(*) filter (where owner = $1)
