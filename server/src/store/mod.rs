@@ -8,6 +8,7 @@ mod error;
 pub mod event;
 pub mod held;
 pub mod history;
+pub mod inbox;
 pub mod migrate;
 pub mod numbers;
 pub mod relay;

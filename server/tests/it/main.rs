@@ -13,6 +13,7 @@ mod documents;
 mod emit;
 mod errors;
 mod held_api;
+mod inbox;
 mod links;
 mod metrics;
 mod outage;

@@ -11,7 +11,7 @@ use outbox_proto::v1::{self, new_event::Payload};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Client, CommitError, Committed, IntoValue, call};
+use super::{Client, CommitError, Committed, IntoValue, Rpc, call};
 
 /// One atomic request: commands and events that are applied together or not at all. Made by [`Client::commit`].
 ///
@@ -78,8 +78,8 @@ impl Commit {
     pub async fn send(self) -> Result<Committed, CommitError> {
         let request_id = self.request.request_id.clone();
         let call = call::Call { method: call::COMMIT, request_id: &request_id, deadline: self.deadline };
-        let send = |mut rpc: call::Rpc, request| async move { rpc.commit(request).await };
-        self.client.call(call, self.request, send).await.map(Committed::new)
+        let send = |mut rpc: Rpc, request| async move { rpc.commit(request).await };
+        self.client.call(&self.client.rpc, call, self.request, send).await.map(Committed::new)
     }
 }
 

@@ -49,6 +49,7 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
                 Claimed::Done(_) => done.duplicates += 1,
                 Claimed::Held { left } => return Err(AttemptError::Held(left)),
                 Claimed::Conflict => return Err(AttemptError::Conflict),
+                Claimed::TooOld => return Err(AttemptError::TooOld),
             }
         }
         Ok(done)
