@@ -13,6 +13,7 @@ pub mod migrate;
 pub mod numbers;
 pub mod relay;
 pub mod retention;
+pub mod sequence;
 pub mod session;
 pub mod state;
 

@@ -30,6 +30,7 @@ mod relay_wal_switch;
 mod relay_wal_tls;
 mod retention;
 mod retry;
+mod sequences;
 mod support;
 mod tidy;
 mod trace;
