@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Claim, Claimed, Claims, Hold, Scope};
 use crate::{
     Client, CommitError,
-    client::call::Call,
+    client::{call::Call, timestamp},
     inbox::{EventKey, InboxError},
 };
 
@@ -80,10 +80,7 @@ impl Claims for ServerClaims {
             consumer: consumer.to_owned(),
             source: key.source().to_owned(),
             event_id: event_id.to_string(),
-            event_time: key.time().map(|time| prost_types::Timestamp {
-                seconds: time.timestamp(),
-                nanos: time.timestamp_subsec_nanos().min(999_999_999).cast_signed(),
-            }),
+            event_time: key.time().map(timestamp),
             content_hash: key
                 .content()
                 .map(|content| content.number().to_be_bytes().to_vec())

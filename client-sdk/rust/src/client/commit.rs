@@ -12,6 +12,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Client, CommitError, Committed, IntoValue, Rpc, call};
+use crate::consumer::Event;
 
 /// One atomic request: commands and events that are applied together or not at all. Made by [`Client::commit`].
 ///
@@ -57,6 +58,22 @@ impl Commit {
     /// Adds an event, published if and only if the commit succeeds.
     pub fn event(mut self, event: NewEvent) -> Self {
         self.request.events.push(event.event);
+        self
+    }
+
+    /// Makes the commit a consumer's answer to an event: the server marks the event as handled by `consumer` in the same
+    /// transaction. When it has been before, nothing is applied, and the answer is [`Disposition::Duplicate`]: so a
+    /// consumer needs no inbox of its own, and may make its commits anew after a crash. The server remembers for a window
+    /// (7 days unless configured), and refuses older events that it does not know (`EVENT_TOO_OLD`).
+    ///
+    /// [`Disposition::Duplicate`]: crate::Disposition::Duplicate
+    pub fn consume(mut self, consumer: impl Into<String>, event: &Event) -> Self {
+        self.request.consume = Some(v1::Consume {
+            consumer: consumer.into(),
+            source: event.source().to_owned(),
+            event_id: event.id().to_string(),
+            event_time: event.happened_at().map(timestamp),
+        });
         self
     }
 
@@ -196,9 +213,13 @@ impl NewEvent {
     /// When it happened. Unless set, when the server received it.
     #[must_use]
     pub fn time(mut self, time: DateTime<Utc>) -> Self {
-        // The nanoseconds of a leap second reach two billion; protobuf's end at one.
-        let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
-        self.event.time = Some(prost_types::Timestamp { seconds: time.timestamp(), nanos });
+        self.event.time = Some(timestamp(time));
         self
     }
+}
+
+pub(crate) fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+    // The nanoseconds of a leap second reach two billion; protobuf's end at one.
+    let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
+    prost_types::Timestamp { seconds: time.timestamp(), nanos }
 }

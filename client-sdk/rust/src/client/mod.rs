@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use outbox_proto::v1::{self, outbox_service_client::OutboxServiceClient};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+pub(crate) use self::commit::timestamp;
 pub use self::{
     commit::{Command, Commit, NewEvent},
     error::{CommitError, Failure, FieldViolation},

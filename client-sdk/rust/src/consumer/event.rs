@@ -129,7 +129,7 @@ impl Event {
     }
 
     /// Its own time; one without is as old as its record.
-    pub(super) fn happened_at(&self) -> Option<DateTime<Utc>> {
+    pub(crate) fn happened_at(&self) -> Option<DateTime<Utc>> {
         self.time().or_else(|| self.recorded_at())
     }
 
