@@ -76,5 +76,7 @@ pub(super) async fn claims(pool: &PgPool, table: &str, events: i64) {
         format!("select count(*) from deeds d join {table} c using (event_id) where d.ended and c.token <> d.token");
     let (late, deeds) = (number(late).await, number("select count(*) from deeds".into()).await);
     let handed = number("select count(*) from changes where before <> after".into()).await;
-    println!("completed {completed}, effects {deeds}, leases taken over {handed}, late completions refused {late}");
+    println!(
+        "completed {completed}, effects {deeds}, leases taken over {handed}, of them late effects whose completion was refused {late}"
+    );
 }
