@@ -25,7 +25,9 @@ pub struct MemoryClaims {
 
 #[derive(Debug, Default)]
 struct State {
-    scopes: HashMap<(String, String), i32>,
+    /// Numbers by consumer and source.
+    scopes: HashMap<String, HashMap<String, i32>>,
+    last_scope: i32,
     claims: HashMap<(i32, Uuid), Entry>,
     /// In the order of their completion.
     completed: VecDeque<(i32, Uuid)>,
@@ -64,8 +66,12 @@ impl MemoryClaims {
 
 impl State {
     fn scope(&mut self, consumer: &str, source: &str) -> i32 {
-        let next = i32::try_from(self.scopes.len()).unwrap_or(i32::MAX);
-        *self.scopes.entry((consumer.to_owned(), source.to_owned())).or_insert(next)
+        if let Some(scope) = self.scopes.get(consumer).and_then(|sources| sources.get(source)) {
+            return *scope;
+        }
+        self.last_scope += 1;
+        self.scopes.entry(consumer.to_owned()).or_default().insert(source.to_owned(), self.last_scope);
+        self.last_scope
     }
 }
 

@@ -63,6 +63,8 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
 impl<C: Claims, E: Effect> Leased<C, E> {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
         let result = tokio::select! {
+            // An effect that is quick needs no timer.
+            biased;
             result = self.effect.perform(event, claim) => result,
             () = self.until_lost(claim) => return Err(AttemptError::Late),
         };
