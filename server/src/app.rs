@@ -16,6 +16,7 @@ use crate::{
         self,
         commit::{Executor, Statements, transact::Transactions},
         event::Reader,
+        inbox::Claims,
         migrate,
         numbers::Gauge,
         retention::{self, Ages},
@@ -89,8 +90,9 @@ impl Server {
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
         let ages = config.retention.enabled.then(|| Ages::new(&config));
-        let consume_window_hours = config.commit.consume_window_hours;
-        let partitions = tokio::spawn(keep_partitions(connector, consume_window_hours, ages, shutdown.clone()));
+        let windows =
+            Windows { consume_hours: config.commit.consume_window_hours, inbox_hours: config.inbox.window_hours };
+        let partitions = tokio::spawn(keep_partitions(connector, windows, ages, shutdown.clone()));
         let metrics = metrics.map(|listener| tokio::spawn(serve_metrics(listener, gauge, status, shutdown.clone())));
 
         tracing::info!(address = %listener.local_addr()?, "serving");
@@ -138,6 +140,8 @@ fn services(
         committer: Committer::new(Arc::clone(&catalog), executor, transactions, state.clone(), config, committed),
         catalog,
         state,
+        claims: Claims::new(connector, &config.inbox),
+        inbox: config.inbox.clone(),
         reader,
         gauge,
         policies: config.relay.clone(),
@@ -167,17 +171,19 @@ async fn serve_metrics(
     }
 }
 
+/// How old events may be that marks and claims are made for.
+#[derive(Clone, Copy)]
+struct Windows {
+    consume_hours: u32,
+    inbox_hours: u32,
+}
+
 /// Makes partitions ahead of time and drops those that nothing needs, for as long as the server runs.
-async fn keep_partitions(
-    connector: Connector,
-    consume_window_hours: u32,
-    ages: Option<Ages>,
-    shutdown: CancellationToken,
-) {
+async fn keep_partitions(connector: Connector, windows: Windows, ages: Option<Ages>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(PARTITIONS_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        match make_partitions(&connector, consume_window_hours).await {
+        match make_partitions(&connector, windows).await {
             Ok(0) => {}
             Ok(made) => tracing::info!(made, "partitions made"),
             Err(error) => {
@@ -197,8 +203,9 @@ async fn drop_partitions(connector: &Connector, ages: Ages) -> Result<(), store:
     retention::run(&mut connection, ages, false).await.map(drop)
 }
 
-async fn make_partitions(connector: &Connector, consume_window_hours: u32) -> Result<i32, store::Error> {
+async fn make_partitions(connector: &Connector, windows: Windows) -> Result<i32, store::Error> {
     let mut connection = connector.connect().await?;
     let made = migrate::make_partitions(&mut connection).await?;
-    Ok(made + migrate::make_mark_partitions(&mut connection, consume_window_hours).await?)
+    let marks = migrate::make_mark_partitions(&mut connection, windows.consume_hours).await?;
+    Ok(made + marks + migrate::make_claim_partitions(&mut connection, windows.inbox_hours).await?)
 }

@@ -4,7 +4,7 @@
 //! - [`Consumer`] handles each event once: the mark that an event is handled commits with the handler's effects.
 //! - [`Inbox`] is that guarantee by itself, without Kafka; [`claim`] is what there is for effects outside a database.
 //!
-//! Both join OpenTelemetry traces through `tracing`; see `examples/commit.rs` and `examples/consumer.rs`.
+//! Both join OpenTelemetry traces through `tracing`; see `examples/commit.rs` and `examples/transactional.rs`.
 //!
 //! It deliberately publishes nothing itself: events reach Kafka through the server's outbox only. Dead letters are no
 //! exception: they are records that came from there.
@@ -24,7 +24,8 @@ pub use client::{
 };
 pub use consumer::{
     BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
-    HandlerFn, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats, StatsReader, json, service,
+    HandlerFn, Irregularity, IrregularityKind, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats,
+    StatsReader, json, service,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

@@ -42,7 +42,7 @@ def main():
 
     services = set(run("list").stdout.split())
     expected = {"outbox.v1.OutboxService", "outbox.v1.EventService", "outbox.v1.StateService",
-                "outbox.v1.CommandService", "grpc.health.v1.Health"}
+                "outbox.v1.CommandService", "outbox.v1.InboxService", "grpc.health.v1.Health"}
     check("the services that reflection lists", services & expected, expected)
     check("the server's health", call("grpc.health.v1.Health/Check", {}), {"status": "SERVING"})
 

@@ -18,7 +18,7 @@ import uuid
 import confluent_kafka
 import grpc
 import grpc_tools
-from google.protobuf import timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from grpc_tools import protoc
@@ -45,7 +45,7 @@ def generate_stubs(folder):
     if protoc.main(arguments + sources) != 0:
         sys.exit("the stubs could not be generated")
     sys.path.insert(0, folder)
-    names = ["outbox_pb2", "outbox_pb2_grpc", "event_pb2", "event_pb2_grpc", "value_pb2"]
+    names = ["outbox_pb2", "outbox_pb2_grpc", "event_pb2", "event_pb2_grpc", "value_pb2", "inbox_pb2", "inbox_pb2_grpc"]
     return [importlib.import_module(f"outbox.v1.{name}") for name in names]
 
 
@@ -112,11 +112,12 @@ def main():
     flags = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        outbox, outbox_grpc, event, event_grpc, value = generate_stubs(folder)
+        outbox, outbox_grpc, event, event_grpc, value, inbox, inbox_grpc = generate_stubs(folder)
     channel = grpc.insecure_channel(flags.server)
     grpc.channel_ready_future(channel).result(timeout=RPC_SECONDS)
     commits = outbox_grpc.OutboxServiceStub(channel)
     events = event_grpc.EventServiceStub(channel)
+    claims = inbox_grpc.InboxServiceStub(channel)
 
     def command(name, **parameters):
         values = {k: value.Value(text=v) for k, v in parameters.items()}
@@ -171,6 +172,39 @@ def main():
     check("the dispositions of a delivery and its repeat", [handled.disposition, again.disposition],
           [outbox.DISPOSITION_APPLIED, outbox.DISPOSITION_DUPLICATE])
     check("the answer to the repeat of a delivery", again.results, handled.results)
+
+    # An effect outside the database, under a lease: one holder, one result, and a repeat gets it.
+    lease = duration_pb2.Duration(seconds=60)
+
+    def claim(**changed):
+        fields = {"consumer": "mailer", "source": "urn:example:foreign", "event_id": answer.event_ids[1],
+                  "event_time": happened_now(), "content_hash": b"scored", "lease": lease, **changed}
+        answered = claims.Claim(inbox.ClaimRequest(**fields), timeout=RPC_SECONDS)
+        outcome = answered.WhichOneof("outcome")
+        return outcome, getattr(answered, outcome)
+
+    outcome, granted = claim()
+    check("the outcome of a claim", (outcome, granted.attempt), ("granted", 1))
+    outcome, held = claim()
+    check("the outcome of another", (outcome, 50 < held.left.seconds <= 60), ("held", True))
+    check("the outcome of another event under its id", claim(content_hash=b"other")[0], "conflict")
+    check("the outcome of an ancient event", claim(event_id=str(uuid.uuid4()),
+                                                   event_time=timestamp_pb2.Timestamp(seconds=1))[0], "too_old")
+    released = claims.Release(inbox.ReleaseRequest(lease=granted.lease), timeout=RPC_SECONDS)
+    check("the hold of a lease that is given back", released.hold, inbox.HOLD_KEPT)
+    outcome, second = claim()
+    check("the outcome of the next claim", (outcome, second.attempt), ("granted", 2))
+    late = claims.Complete(inbox.CompleteRequest(lease=granted.lease, result=b"late"), timeout=RPC_SECONDS)
+    check("the hold of a late completion", late.hold, inbox.HOLD_LOST)
+    extended = claims.Extend(inbox.ExtendRequest(lease=second.lease, duration=lease), timeout=RPC_SECONDS)
+    check("the hold of an extended lease", extended.hold, inbox.HOLD_KEPT)
+    done = claims.Complete(inbox.CompleteRequest(lease=second.lease, result=b"sent"), timeout=RPC_SECONDS)
+    check("the hold of a completion", done.hold, inbox.HOLD_KEPT)
+    outcome, completed = claim()
+    check("what a repeat gets", (outcome, completed.result), ("completed", b"sent"))
+    code, info, fields = provoke(claims.Claim, inbox.ClaimRequest(consumer="mailer", event_id="7", lease=lease))
+    check("the code of a wrong claim", code, grpc.StatusCode.INVALID_ARGUMENT)
+    check("the fields it names", sorted(fields), ["event_id", "source"])
 
     # A transaction on a stream: read, decide, write; begun again it gets the first answer.
     def transact(steps):

@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed, and says why")]
 
 pub mod ambiguous;
+pub mod claims;
 pub mod cluster;
 pub mod kafka;
 pub mod outboxd;

@@ -8,6 +8,7 @@ mod command;
 mod convert;
 mod event;
 mod held;
+mod inbox;
 mod malformed;
 mod outbox;
 mod page_token;
@@ -23,8 +24,8 @@ use std::{error::Error, sync::Arc};
 
 use outbox_proto::v1::{
     FILE_DESCRIPTOR_SET, command_service_server::CommandServiceServer, event_service_server::EventServiceServer,
-    outbox_service_server::OutboxServiceServer, relay_service_server::RelayServiceServer,
-    state_service_server::StateServiceServer,
+    inbox_service_server::InboxServiceServer, outbox_service_server::OutboxServiceServer,
+    relay_service_server::RelayServiceServer, state_service_server::StateServiceServer,
 };
 use tokio::net::TcpListener;
 use tonic::{
@@ -39,7 +40,7 @@ use crate::{
     catalog::Catalog,
     commit::Committer,
     config,
-    store::{event::Reader, held::Holds, numbers::Gauge, state::State},
+    store::{event::Reader, held::Holds, inbox::Claims, numbers::Gauge, state::State},
 };
 
 /// Everything the services call.
@@ -50,6 +51,10 @@ pub struct Services {
     pub catalog: Arc<Catalog>,
     /// Reads of business state.
     pub state: State,
+    /// Leases on events.
+    pub claims: Claims,
+    /// Their limits.
+    pub inbox: config::Inbox,
     /// Reads of the outbox.
     pub reader: Reader,
     /// Looks at the relays.
@@ -80,6 +85,8 @@ pub async fn serve(
         committer,
         catalog,
         state,
+        claims,
+        inbox,
         reader,
         gauge,
         policies,
@@ -103,6 +110,7 @@ pub async fn serve(
     let event = EventServiceServer::new(event::Events::new(reader, held, limits))
         .send_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Zstd);
+    let inbox = InboxServiceServer::new(inbox::Inbox::new(claims, inbox, limits));
     let relay = RelayServiceServer::new(relay::Relays::new(gauge, limits));
     // grpcurl and older tools speak v1alpha only.
     let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
@@ -113,6 +121,7 @@ pub async fn serve(
         .add_service(state)
         .add_service(command)
         .add_service(event)
+        .add_service(inbox)
         .add_service(relay)
         .add_service(health)
         .add_service(reflection)

@@ -56,7 +56,7 @@ impl RelayService for Relays {
 }
 
 fn answer(numbers: Numbers) -> GetRelayResponse {
-    let Numbers { paused, source, unsettled, held, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, held, inbox: _, instances, lanes } = numbers;
     GetRelayResponse {
         paused: paused.map(|p| Paused { reason: p.reason, since: Some(convert::timestamp(p.paused_at)) }),
         lag: unsettled.lag_ms.and_then(|ms| TimeDelta::milliseconds(ms).to_std().ok()?.try_into().ok()),

@@ -7,6 +7,7 @@ mod demo;
 mod dev;
 mod relay;
 mod retain;
+mod sequence;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -36,6 +37,7 @@ Examples:
   outboxd relay switch wal
   outboxd relay status --database-url postgres://app@db/app
   outboxd retain --dry-run
+  outboxd sequence start users
   outboxd config check --config /etc/outboxd.toml
   outboxd config print --defaults > outboxd.toml";
 
@@ -94,6 +96,9 @@ enum Command {
     Relay(relay::Command),
     /// Drops the partitions that nothing needs any more; `serve` does it every hour
     Retain(retain::Arguments),
+    /// Has topics number their events per key, so that consumers can tell gaps and repeats
+    #[command(subcommand)]
+    Sequence(sequence::Command),
     /// Checks or prints the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -141,6 +146,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             let _telemetry = telemetry::init(&config.telemetry)?;
             arguments.run(&config).await
         }
+        Command::Sequence(command) => command.run(&layers.load()?).await,
         Command::Config(command) => Ok(command.run(&layers)?),
     }
 }

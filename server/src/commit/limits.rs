@@ -12,13 +12,16 @@ use crate::{
     },
 };
 
-const NAMESPACE_BYTES_MAX: usize = 64;
+/// Bytes of a namespace.
+pub const NAMESPACE_BYTES_MAX: usize = 64;
 const REQUEST_ID_CHARS_MAX: usize = 128;
 /// Kafka's own limit on topic names.
 const TOPIC_CHARS_MAX: usize = 249;
-const ATTRIBUTE_BYTES_MAX: usize = 1_024;
+/// Bytes of an event's `source`, and of its other attributes.
+pub const ATTRIBUTE_BYTES_MAX: usize = 1_024;
 const HEADERS_MAX: usize = 64;
-const CONSUMER_BYTES_MAX: usize = 128;
+/// Bytes of a consumer's name.
+pub const CONSUMER_BYTES_MAX: usize = 128;
 const COLLECTION_BYTES_MAX: usize = 128;
 const DOCUMENT_ID_BYTES_MAX: usize = 512;
 /// A patch is applied by recursion, on the database's stack.

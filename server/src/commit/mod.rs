@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use self::flight::{Boarding, Flight, Flights, Outcome, Passenger};
-pub use self::limits::Violation;
+pub use self::limits::{ATTRIBUTE_BYTES_MAX, CONSUMER_BYTES_MAX, NAMESPACE_BYTES_MAX, Violation};
 use crate::{
     catalog::Catalog,
     config,

@@ -29,6 +29,8 @@ pub struct Config {
     pub commit: Commit,
     /// Interactive transactions.
     pub transact: Transact,
+    /// Leases on events.
+    pub inbox: Inbox,
     /// The relay from Postgres to Kafka.
     pub relay: Relay,
     /// Kafka.
@@ -173,6 +175,34 @@ impl Default for Transact {
             total_ms: 30_000,
             steps_max: 1_000,
             events_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// Leases on events, for consumers whose effects are outside a database.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Inbox {
+    /// Connections that claim, extend, complete and release, each one call at a time.
+    pub connections: u32,
+    /// Calls that may wait for a connection; more are refused with RESOURCE_EXHAUSTED.
+    pub queue_max: usize,
+    /// How old an event may be that is claimed: claims are kept from its time on.
+    pub window_hours: u32,
+    /// The longest lease.
+    pub lease_max_ms: u64,
+    /// Bytes of the result that completes a claim.
+    pub result_bytes_max: usize,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self {
+            connections: 8,
+            queue_max: 1_024,
+            window_hours: 168,
+            lease_max_ms: 3_600_000,
+            result_bytes_max: 64 << 10,
         }
     }
 }

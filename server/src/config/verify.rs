@@ -44,9 +44,9 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 32] {
-        let (grpc, database, commit, transact, relay) =
-            (&self.grpc, &self.database, &self.commit, &self.transact, &self.relay);
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 37] {
+        let (grpc, database, commit, transact) = (&self.grpc, &self.database, &self.commit, &self.transact);
+        let (inbox, relay) = (&self.inbox, &self.relay);
         let day_ms = 86_400_000;
         [
             ("grpc.request_bytes_max", grpc.request_bytes_max as u64, 1 << 10, 1 << 30),
@@ -72,6 +72,12 @@ impl Config {
             ("transact.total_ms", transact.total_ms, 1, day_ms),
             ("transact.steps_max", transact.steps_max as u64, 1, 1 << 20),
             ("transact.events_bytes_max", transact.events_bytes_max as u64, 1, 256 << 20),
+            ("inbox.connections", inbox.connections.into(), 1, 1_000),
+            ("inbox.queue_max", inbox.queue_max as u64, 1, 1 << 20),
+            ("inbox.window_hours", inbox.window_hours.into(), 1, 24 * 366),
+            // Far below the window: what was claimed just in time can still be completed.
+            ("inbox.lease_max_ms", inbox.lease_max_ms, 1, day_ms),
+            ("inbox.result_bytes_max", inbox.result_bytes_max as u64, 0, 64 << 20),
             ("relay.lease_ttl_ms", relay.lease_ttl_ms, 1_000, day_ms),
             ("relay.poll_interval_max_ms", relay.poll_interval_max_ms, 1, 60_000),
             ("relay.in_flight_events_max", relay.in_flight_events_max as u64, 1, 1 << 20),

@@ -51,7 +51,7 @@ Try
   The same from Rust, with the SDK (in a checkout of outboxd), and a consumer of the events:
 
     cargo run -p outbox-sdk --example commit -- http://{listen} user-8
-    cargo run -p outbox-sdk --example consumer -- {kafka} '{mails}'
+    cargo run -p outbox-sdk --example transactional -- {kafka} '{mails}'
 
   The row:
 

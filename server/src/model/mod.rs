@@ -1,5 +1,6 @@
 //! The domain's own types, free of gRPC, SQL and Kafka.
 
+pub mod claim;
 pub mod commit;
 pub mod delivery;
 pub mod document;

@@ -18,7 +18,7 @@ use super::names;
 use crate::{
     model::source::Source,
     relay,
-    store::numbers::{Gauge, Numbers, source},
+    store::numbers::{Gauge, Numbers, inbox::Inbox, source},
 };
 
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ fn text(numbers: Option<&Numbers>, relay: Option<&relay::Status>) -> String {
 }
 
 fn of_database(registry: &mut Registry, numbers: &Numbers) {
-    let Numbers { paused, source, unsettled, held, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, held, inbox, instances, lanes } = numbers;
     let lag = unsettled.lag_ms.unwrap_or_default() as f64 / 1_000.0;
     put(registry, names::LAG_SECONDS, "Age of the oldest unsettled event", lag);
     put(registry, names::UNSETTLED_EVENTS, "Events that are not settled", unsettled.events as f64);
@@ -86,6 +86,7 @@ fn of_database(registry: &mut Registry, numbers: &Numbers) {
     let without_owner = lanes.iter().filter(|lane| lane.owner.is_none()).count();
     put(registry, names::LANES_WITHOUT_OWNER, "Lanes without an owner", without_owner as f64);
     of_source(registry, source);
+    of_inbox(registry, inbox);
 
     let by_state = Family::<Labels, Value>::default();
     for (state, events) in [("failed", held.failed), ("parked", held.parked)] {
@@ -118,6 +119,16 @@ fn of_source(registry: &mut Registry, state: &source::State) {
     if let Some(bytes) = state.retained_log_bytes {
         put(registry, names::RETAINED_LOG_BYTES, "Bytes of log that the database keeps for the slot", bytes as f64);
     }
+}
+
+fn of_inbox(registry: &mut Registry, inbox: &Inbox) {
+    let open = Family::<Labels, Value>::default();
+    for (state, claims) in [("leased", inbox.leased), ("run_out", inbox.run_out)] {
+        open.get_or_create(&vec![("state", state.to_owned())]).set(claims as f64);
+    }
+    registry.register(names::OPEN_CLAIMS, "Claims that are not completed, counted to 10000", open);
+    put(registry, names::CLAIMS, "Claims that are remembered, estimated", inbox.claims_estimate as f64);
+    put(registry, names::MARKS, "Marks that are remembered, estimated", inbox.marks_estimate as f64);
 }
 
 fn of_process(registry: &mut Registry, relay: &relay::Status) {

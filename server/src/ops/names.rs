@@ -28,6 +28,12 @@ pub const LANES_WITHOUT_OWNER: &str = "outboxd_relay_lanes_without_owner";
 pub const LANE_SETTLED_EVENTS: &str = "outboxd_relay_lane_settled_events";
 /// By `lane`: its epoch, raised each time it changes hands.
 pub const LANE_EPOCH: &str = "outboxd_relay_lane_epoch";
+/// Claims that are not completed, by `state`: `leased` or `run_out`, both counted to 10,000 together.
+pub const OPEN_CLAIMS: &str = "outboxd_inbox_open_claims";
+/// Claims that are remembered, as Postgres estimates.
+pub const CLAIMS: &str = "outboxd_inbox_claims";
+/// Marks that are remembered, as Postgres estimates.
+pub const MARKS: &str = "outboxd_inbox_marks";
 /// Lanes that this process owns.
 pub const LANES_OWNED: &str = "outboxd_relay_lanes_owned";
 /// Events that this process has under way.

@@ -19,9 +19,18 @@ use tokio::{
 };
 
 use crate::store::{
-    Error,
+    Error, Failure,
     session::{Connector, timeout_class},
 };
+
+/// A statement or a few that may be run twice with one effect.
+pub(super) trait Repeatable: Sync {
+    /// What it comes to.
+    type Answer: Send;
+
+    /// Runs it.
+    fn run(&self, connection: &mut PgConnection) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+}
 
 /// All connections of its kind.
 pub(super) struct Connections {
@@ -66,6 +75,24 @@ impl Connections {
         };
         let session = lock(&self.idle).pop();
         Ok(Lease { connector: self.connector.clone(), idle: Arc::clone(&self.idle), session, _permit: permit })
+    }
+
+    /// Runs something; once more when its connection turns out to be lost: an idle one may have died since it was last
+    /// used.
+    pub(super) async fn run<R: Repeatable>(&self, work: &R, deadline: Instant) -> Result<R::Answer, Error> {
+        let mut lease = self.acquire(deadline).await?;
+        let mut answer = work.run(lease.ready(deadline).await?).await;
+        if let Err(Failure::Lost(_)) = answer {
+            lease.discard();
+            answer = work.run(lease.ready(deadline).await?).await;
+        }
+        match answer {
+            Err(Failure::Lost(source)) => Err(Error::Unavailable(source)),
+            answer => {
+                lease.put_back();
+                answer.map_err(Failure::into_error)
+            }
+        }
     }
 
     async fn wait(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {

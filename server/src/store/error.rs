@@ -202,7 +202,9 @@ fn from_code(error: PgDatabaseError, operation: Option<usize>) -> Failure {
         "OB009" => document(DocumentFault::TooLarge),
         "25006" => Error::NotReadOnly,
         "23505" if ours => Error::EventIdExists,
-        "23514" if ours && error.constraint().is_none() && error.table() == Some("marks") => Error::EventTooOld,
+        "23514" if ours && error.constraint().is_none() && matches!(error.table(), Some("marks" | "claims")) => {
+            Error::EventTooOld
+        }
         "23514" if ours && error.constraint().is_none() => Error::EventIdOutOfRange,
         _ if ours => Error::Internal(error.into()),
         "23505" | "23P01" => constraint(ConstraintKind::Unique),

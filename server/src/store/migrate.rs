@@ -33,8 +33,21 @@ pub async fn make_partitions(connection: &mut PgConnection) -> Result<i32, Error
 /// # Errors
 /// As [`make_partitions`].
 pub async fn make_mark_partitions(connection: &mut PgConnection, window_hours: u32) -> Result<i32, Error> {
-    let hours = i32::try_from(window_hours).unwrap_or(i32::MAX);
-    make(connection, "select outbox.make_mark_partitions(make_interval(hours => $1))", hours).await
+    make(connection, "select outbox.make_week_partitions('marks', make_interval(hours => $1))", hours(window_hours))
+        .await
+}
+
+/// The same for claims.
+///
+/// # Errors
+/// As [`make_partitions`].
+pub async fn make_claim_partitions(connection: &mut PgConnection, window_hours: u32) -> Result<i32, Error> {
+    make(connection, "select outbox.make_week_partitions('claims', make_interval(hours => $1))", hours(window_hours))
+        .await
+}
+
+fn hours(hours: u32) -> i32 {
+    i32::try_from(hours).unwrap_or(i32::MAX)
 }
 
 async fn make(connection: &mut PgConnection, sql: &'static str, span: i32) -> Result<i32, Error> {

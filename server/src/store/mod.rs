@@ -8,10 +8,12 @@ mod error;
 pub mod event;
 pub mod held;
 pub mod history;
+pub mod inbox;
 pub mod migrate;
 pub mod numbers;
 pub mod relay;
 pub mod retention;
+pub mod sequence;
 pub mod session;
 pub mod state;
 

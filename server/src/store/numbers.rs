@@ -1,10 +1,11 @@
 //! What operators ask of the relays of all processes: how far behind they are, by which source, who owns what, what is
-//! held.
+//! held; and of the inbox, what it remembers.
 //!
 //! Nothing here costs more than probes of indexes and a bounded scan of what is not settled: what would have to be
 //! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within
 //! a second is the first one again.
 
+pub mod inbox;
 pub mod lane;
 pub mod source;
 
@@ -41,6 +42,8 @@ pub struct Numbers {
     pub unsettled: Unsettled,
     /// What is held.
     pub held: HeldCounts,
+    /// What consumers have the server remember.
+    pub inbox: inbox::Inbox,
     /// The relays that run.
     pub instances: Vec<Instance>,
     /// All lanes.
@@ -143,6 +146,7 @@ impl Gauge {
             source: source::read(&self.pool, self.retained_log_bytes_max).await?,
             unsettled: self.unsettled().await?,
             held: self.held().await?,
+            inbox: inbox::read(&self.pool).await?,
             instances: sqlx::query_as(
                 "select instance, host, started_at, lease_until,
                         (select count(*) from outbox.progress p where p.owner = r.instance) as lanes

@@ -1,5 +1,5 @@
-//! Drops partitions that nothing needs any more: events behind every lane's progress and old enough, requests and marks
-//! behind their windows, deliveries with their events. Held and discarded events are tables of their own and never dropped.
+//! Drops partitions that nothing needs any more: events behind every lane's progress and old enough, requests, marks
+//! and claims behind their windows, deliveries with their events. Held and discarded events are tables of their own and never dropped.
 //!
 //! A partition of events is first closed: that waits for every transaction that has put something into it, and refuses
 //! those that come later. What it holds then is all that it will ever hold, and either every lane has settled it or it
@@ -26,7 +26,12 @@ pub struct Ages {
     events: Duration,
     requests: Duration,
     marks: Duration,
+    claims: Duration,
 }
+
+/// How much longer than its window a claim is kept: as long as the longest lease that one may have, so that what was
+/// claimed just in time can still be completed.
+const CLAIM_MARGIN: Duration = Duration::from_secs(86_400);
 
 impl Ages {
     /// As configured.
@@ -37,6 +42,7 @@ impl Ages {
             requests: hours(config.commit.request_window_hours),
             // An event that is older is refused, marked or not.
             marks: hours(config.commit.consume_window_hours),
+            claims: hours(config.inbox.window_hours) + CLAIM_MARGIN,
         }
     }
 }
@@ -106,7 +112,8 @@ async fn expired_partitions(connection: &mut PgConnection, ages: Ages) -> sqlx::
     sqlx::query_as(
         "with spans (parent, span, age) as (
             values ('events', interval '24 hours', $1::float8), ('requests', interval '168 hours', $2::float8),
-                   ('deliveries', interval '24 hours', $1::float8), ('marks', interval '168 hours', $3::float8)
+                   ('deliveries', interval '24 hours', $1::float8), ('marks', interval '168 hours', $3::float8),
+                   ('claims', interval '168 hours', $4::float8)
          )
          select s.parent, c.relname::text as name, bound.ends_at
          from spans s
@@ -121,6 +128,7 @@ async fn expired_partitions(connection: &mut PgConnection, ages: Ages) -> sqlx::
     .bind(ages.events.as_secs_f64())
     .bind(ages.requests.as_secs_f64())
     .bind(ages.marks.as_secs_f64())
+    .bind(ages.claims.as_secs_f64())
     .fetch_all(connection)
     .await
 }

@@ -13,7 +13,7 @@ use super::{
         self, Claim, Operation, Statements,
         statement::{Arguments, columns},
     },
-    connections::Connections,
+    connections::{Connections, Repeatable},
     session::Connector,
 };
 use crate::{
@@ -103,20 +103,7 @@ impl State {
         window: Duration,
         deadline: Instant,
     ) -> Result<Option<Answer>, Error> {
-        let mut lease = self.0.connections.acquire(deadline).await?;
-        let mut found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
-        if let Err(Failure::Lost(_)) = found {
-            // An idle connection may have died since it was last used.
-            lease.discard();
-            found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
-        }
-        match found {
-            Err(Failure::Lost(source)) => Err(Error::Unavailable(source)),
-            found => {
-                lease.put_back();
-                found.map_err(Failure::into_error)
-            }
-        }
+        self.0.connections.run(&StoredAnswer { claim, window }, deadline).await
     }
 
     /// Runs a read-only command.
@@ -136,29 +123,29 @@ impl State {
 
 impl Inner {
     async fn rows(&self, read: &Read<'_>, deadline: Instant) -> Result<Vec<PgRow>, Error> {
-        let mut lease = self.connections.acquire(deadline).await?;
-        let mut lost = false;
-        loop {
-            match self.attempt(lease.ready(deadline).await?, read).await {
-                Ok(rows) => {
-                    lease.put_back();
-                    return Ok(rows);
-                }
-                // An idle connection may have died since it was last used.
-                Err(Failure::Lost(_)) if !lost => {
-                    lease.discard();
-                    lost = true;
-                }
-                Err(Failure::Lost(source)) => return Err(Error::Unavailable(source)),
-                Err(failure) => {
-                    lease.put_back();
-                    return Err(failure.into_error());
-                }
-            }
-        }
+        self.connections.run(&(&*self.statements, read), deadline).await
     }
+}
 
-    async fn attempt(&self, connection: &mut PgConnection, read: &Read<'_>) -> Result<Vec<PgRow>, Failure> {
+/// The answer of a request.
+struct StoredAnswer<'a> {
+    claim: &'a Claim,
+    window: Duration,
+}
+
+impl Repeatable for StoredAnswer<'_> {
+    type Answer = Option<Answer>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Option<Answer>, Failure> {
+        commit::find(connection, self.claim.request_key, self.window).await
+    }
+}
+
+impl Repeatable for (&Statements, &Read<'_>) {
+    type Answer = Vec<PgRow>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Failure> {
+        let (statements, read) = *self;
         let rows = match *read {
             Read::Document { namespace, collection, id } => {
                 fetch(connection, namespace, collection, id).await.map(|row| row.into_iter().collect())
@@ -176,7 +163,7 @@ impl Inner {
             Read::Query(operation) => {
                 let mut arguments = Arguments::default();
                 arguments.texts(&operation.arguments);
-                let sql = self.statements.single(&operation.command);
+                let sql = statements.single(&operation.command);
                 sqlx::query_with(sql, arguments.into_inner()).fetch_all(connection).await
             }
         };

@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 use outbox_proto::v1::{CommitRequest, CommitResponse, Consume, Disposition, value::Kind};
+use outbox_sdk::{Client, Command, testkit::TestEvent};
 use prost_types::Timestamp;
 use tonic::Code;
 use uuid::Uuid;
@@ -57,6 +58,20 @@ async fn an_event_is_handled_once_and_its_answer_comes_back() {
         assert_eq!(server.written().await, (before.0 + 1, before.1 + 1));
     }
     assert_eq!((server.balance("a1").await, server.balance("a2").await), (102, 101));
+}
+
+#[tokio::test]
+async fn a_commit_of_the_sdk_that_answers_an_event_applies_once() {
+    let server = Server::start().await;
+    let client = Client::connect(server.endpoint()).expect("an endpoint");
+    let event = TestEvent::new("user.activated").key("user-7").build();
+    for expected in [outbox_sdk::Disposition::Applied, outbox_sdk::Disposition::Duplicate] {
+        let add = Command::new("add").param("id", "a1").param("amount", 1_i64);
+        let commit = client.commit().consume("scorer", &event).command(add).send().await.expect("it is answered");
+        assert_eq!(commit.disposition(), expected);
+        assert_eq!(commit.result(0).expect("there is one").rows().len(), 1, "the first answer");
+    }
+    assert_eq!((server.balance("a1").await, marks(&server).await), (101, 1));
 }
 
 #[tokio::test]

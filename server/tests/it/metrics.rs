@@ -30,6 +30,15 @@ fn value(page: &str, name: &str) -> Option<f64> {
     page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
+/// A claim that is held, two that are not any more, and a completed one.
+const CLAIMS: &str = "
+    select outbox.claim_event('default', 'mailer', '/shop', gen_random_uuid(), null, null, gen_random_uuid(),
+                              lease, interval '1 day')
+    from unnest(array[interval '1 day', interval '0', interval '0']) as lease;
+    insert into outbox.claims (consumer, event_id, event_time, token, attempts, leased_until, completed_at, result)
+    select 1, gen_random_uuid(), now(), gen_random_uuid(), 1, now(), now(), '';
+    analyze outbox.claims";
+
 /// A server that relays, and the address of its metrics.
 async fn relaying() -> (Server, String) {
     let address = {
@@ -55,6 +64,8 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
     let refused = "select outbox.emit('..', 'test', '1', 'a'), outbox.emit('..', 'test', '1', 'b')";
     server.pool.execute(refused).await.expect("the events are stored");
 
+    server.pool.execute(CLAIMS).await.expect("there are claims");
+
     let held = format!("{}{{state=\"failed\"}}", names::HELD_EVENTS);
     let told = async || {
         let page = get(&address).await?;
@@ -67,6 +78,11 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
     assert_eq!(value(&page, names::LAG_SECONDS), Some(0.0));
     assert_eq!(value(&page, names::LANES_OWNED), Some(64.0));
     assert_eq!(value(&page, names::PAUSED), Some(0.0));
+    for (state, claims) in [("leased", 1.0), ("run_out", 2.0)] {
+        assert_eq!(value(&page, &format!("{}{{state=\"{state}\"}}", names::OPEN_CLAIMS)), Some(claims), "{page}");
+    }
+    assert_eq!(value(&page, names::CLAIMS), Some(4.0), "{page}");
+    assert_eq!(value(&page, names::MARKS), Some(0.0));
     assert_eq!(value(&page, names::RETAINED_LOG_BYTES), None, "there is no slot");
     let settled: f64 = page
         .lines()

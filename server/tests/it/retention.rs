@@ -17,6 +17,7 @@ const OLD: &str = "
     select outbox.make_partition('deliveries', '20250102', '2025-01-02 00:00Z', '2025-01-03 00:00Z');
     select outbox.make_partition('requests', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
     select outbox.make_partition('marks', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
+    select outbox.make_partition('claims', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
 ";
 
 async fn old(name: &str) -> (Outbox, PgConnection) {
@@ -50,6 +51,7 @@ fn verdicts(events: Verdict, deliveries: Verdict) -> Vec<(String, Verdict)> {
         ("marks_p20250101".into(), Verdict::Dropped),
         ("events_p20250102".into(), events),
         ("deliveries_p20250102".into(), deliveries),
+        ("claims_p20250101".into(), Verdict::Dropped),
     ]
 }
 

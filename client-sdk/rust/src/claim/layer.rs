@@ -78,6 +78,9 @@ pub enum DedupError<E> {
     /// Another request was answered under this key.
     #[error("another request was answered under the same key")]
     Conflict,
+    /// The request is older than the store keeps claims, and not known: it may have been answered.
+    #[error("the request is so old that it is not known any more whether it was answered")]
+    TooOld,
     /// The lease ran out before the answer was stored, and another took it: the service may be called twice.
     #[error("the lease on the request was lost while it was answered")]
     Late,
@@ -129,6 +132,7 @@ where
                 Claimed::Done(result) => return Ok(result.into()),
                 Claimed::Held { left } => return Err(DedupError::Held(left)),
                 Claimed::Conflict => return Err(DedupError::Conflict),
+                Claimed::TooOld => return Err(DedupError::TooOld),
             };
             match inner.call(request).await {
                 Ok(answer) => match claims.complete(&claim, answer.as_ref()).await? {

@@ -13,7 +13,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Claims, Hold};
+use super::{Claim, Claimed, Claims, Hold, rows::Found};
 use crate::inbox::{Content, EventKey, InboxError};
 
 /// Claims in this process's memory. Clones share them.
@@ -25,7 +25,9 @@ pub struct MemoryClaims {
 
 #[derive(Debug, Default)]
 struct State {
-    scopes: HashMap<(String, String), i32>,
+    /// Numbers by consumer and source.
+    scopes: HashMap<String, HashMap<String, i32>>,
+    last_scope: i32,
     claims: HashMap<(i32, Uuid), Entry>,
     /// In the order of their completion.
     completed: VecDeque<(i32, Uuid)>,
@@ -52,7 +54,7 @@ impl MemoryClaims {
 
     /// Does something with the claim of this holder.
     fn held(&self, claim: &Claim, change: impl FnOnce(&mut Entry)) -> Hold {
-        match self.state().claims.get_mut(&(claim.scope, claim.event_id)) {
+        match self.state().claims.get_mut(&(claim.number(), claim.event_id)) {
             Some(entry) if entry.token == claim.token && entry.result.is_none() => {
                 change(entry);
                 Hold::Kept
@@ -64,8 +66,12 @@ impl MemoryClaims {
 
 impl State {
     fn scope(&mut self, consumer: &str, source: &str) -> i32 {
-        let next = i32::try_from(self.scopes.len()).unwrap_or(i32::MAX);
-        *self.scopes.entry((consumer.to_owned(), source.to_owned())).or_insert(next)
+        if let Some(scope) = self.scopes.get(consumer).and_then(|sources| sources.get(source)) {
+            return *scope;
+        }
+        self.last_scope += 1;
+        self.scopes.entry(consumer.to_owned()).or_default().insert(source.to_owned(), self.last_scope);
+        self.last_scope
     }
 }
 
@@ -75,14 +81,11 @@ impl Claims for MemoryClaims {
         let (scope, now, token) = (state.scope(consumer, key.source()), Instant::now(), Uuid::now_v7());
         let name = (scope, key.id());
         if let Some(entry) = state.claims.get_mut(&name) {
-            if Content::differs(key.content(), entry.content.map(Content::number)) {
-                return Ok(Claimed::Conflict);
-            }
-            if let Some(result) = &entry.result {
-                return Ok(Claimed::Done(result.clone()));
-            }
-            if entry.until > now {
-                return Ok(Claimed::Held { left: entry.until - now });
+            let content = entry.content.map(Content::number);
+            let found =
+                Found { content, result: entry.result.clone(), left: entry.until.saturating_duration_since(now) };
+            if let Some(answer) = found.answer(key) {
+                return Ok(answer);
             }
             (entry.token, entry.until, entry.attempts) = (token, now + lease, entry.attempts.saturating_add(1));
             return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, entry.attempts)));
@@ -101,7 +104,7 @@ impl Claims for MemoryClaims {
     }
 
     async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
-        let name = (claim.scope, claim.event_id);
+        let name = (claim.number(), claim.event_id);
         let mut state = self.state();
         let Some(entry) = state.claims.get_mut(&name).filter(|entry| entry.token == claim.token) else {
             return Ok(Hold::Lost);

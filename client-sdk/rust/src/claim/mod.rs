@@ -10,6 +10,8 @@
 mod layer;
 mod memory;
 mod postgres;
+mod rows;
+mod server;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -23,21 +25,39 @@ pub use self::{
     layer::{Dedup, DedupError, DedupLayer, Keyed},
     memory::MemoryClaims,
     postgres::PostgresClaims,
+    server::ServerClaims,
 };
 use crate::inbox::{EventKey, InboxError};
 
 /// A lease on an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    scope: i32,
+    scope: Scope,
     event_id: Uuid,
     token: Uuid,
     attempt: u32,
 }
 
+/// How the store that granted a lease finds its scope again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Scope {
+    /// By the number that it gave it.
+    Number(i32),
+    /// By its names.
+    Names { consumer: String, source: String },
+}
+
 impl Claim {
-    pub(crate) fn new(scope: i32, event_id: Uuid, token: Uuid, attempt: u32) -> Self {
-        Self { scope, event_id, token, attempt }
+    fn new(scope: i32, event_id: Uuid, token: Uuid, attempt: u32) -> Self {
+        Self { scope: Scope::Number(scope), event_id, token, attempt }
+    }
+
+    /// The scope's number; one that no scope has when the claim is another kind of store's.
+    fn number(&self) -> i32 {
+        match self.scope {
+            Scope::Number(number) => number,
+            Scope::Names { .. } => -1,
+        }
     }
 
     /// The event's id.
@@ -72,6 +92,8 @@ pub enum Claimed {
     },
     /// Another event was claimed or completed under the same identity.
     Conflict,
+    /// The event is older than the store keeps claims, and not known: whether it was completed is not known any more.
+    TooOld,
 }
 
 /// Whether a lease still is the caller's.
@@ -83,7 +105,7 @@ pub enum Hold {
     Lost,
 }
 
-/// A store of claims.
+/// A store of claims: in memory, in Postgres, in SQLite, or the server's.
 ///
 /// # Contract
 /// - Time is the store's, never the caller's: clocks of several callers may differ.

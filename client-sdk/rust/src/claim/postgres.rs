@@ -1,14 +1,17 @@
 //! Claims on Postgres.
 //!
-//! Invariant: each call is one statement on one row, so it is done or not done. Time is `clock_timestamp()`: a
-//! statement that waited for another must not decide by the time at which it began.
+//! Invariant: time is `clock_timestamp()`: a statement that waited for another must not decide by the time at which it
+//! began. It deliberately holds only SQL: how it is used is in `rows`.
 
 use std::time::Duration;
 
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Claims, Hold};
+use super::{
+    Claim, Claimed, Claims, Hold,
+    rows::{Found, claims_in_rows, hold, millis},
+};
 use crate::inbox::{Content, EventKey, InboxError, PostgresInbox, scopes::Scopes};
 
 const CLAIM: &str = "
@@ -35,7 +38,7 @@ const RELEASE: &str = "
 const EXPIRE: &str = "
     delete from outbox_inbox.claims where ctid = any (array(
         select c.ctid from outbox_inbox.claims c join outbox_inbox.scopes s on s.id = c.scope
-        where c.completed_at < now() - $2 * interval '1 s' and s.consumer = $1
+        where c.completed_at < now() - $2 * interval '1 ms' and s.consumer = $1
         limit $3))";
 
 /// Claims in a Postgres database.
@@ -60,54 +63,4 @@ impl PostgresClaims {
     }
 }
 
-impl Claims for PostgresClaims {
-    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
-        let scope = crate::inbox::postgres_scope(&self.pool, &self.scopes, consumer, key.source()).await?;
-        let token = Uuid::now_v7();
-        loop {
-            let claim = sqlx::query_scalar::<_, i32>(CLAIM).bind(scope).bind(key.id());
-            let claim = claim.bind(key.content().map(Content::number)).bind(token).bind(millis(lease));
-            if let Some(attempts) = claim.fetch_optional(&self.pool).await? {
-                return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, attempts.unsigned_abs())));
-            }
-            let found = sqlx::query_as::<_, (Option<i64>, Option<Vec<u8>>, i64)>(FOUND).bind(scope).bind(key.id());
-            match found.fetch_optional(&self.pool).await? {
-                Some((content, ..)) if Content::differs(key.content(), content) => return Ok(Claimed::Conflict),
-                Some((_, Some(result), _)) => return Ok(Claimed::Done(result)),
-                Some((_, None, left)) if left > 0 => {
-                    return Ok(Claimed::Held { left: Duration::from_millis(left.unsigned_abs()) });
-                }
-                // It ran out, or was deleted, just now.
-                Some(_) | None => {}
-            }
-        }
-    }
-
-    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
-        let extend = sqlx::query(EXTEND).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(millis(lease));
-        Ok(hold(extend.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
-        let complete = sqlx::query(COMPLETE).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(result);
-        Ok(hold(complete.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
-        let release = sqlx::query(RELEASE).bind(claim.scope).bind(claim.event_id).bind(claim.token);
-        Ok(hold(release.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
-        let expire = sqlx::query(EXPIRE).bind(consumer).bind(older_than.as_secs_f64()).bind(max);
-        Ok(expire.execute(&self.pool).await?.rows_affected())
-    }
-}
-
-pub(super) fn hold(rows: u64) -> Hold {
-    if rows == 1 { Hold::Kept } else { Hold::Lost }
-}
-
-pub(super) fn millis(lease: Duration) -> i64 {
-    i64::try_from(lease.as_millis()).unwrap_or(i64::MAX)
-}
+claims_in_rows!(PostgresClaims, crate::inbox::postgres_scope);

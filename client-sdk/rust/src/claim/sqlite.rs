@@ -1,6 +1,6 @@
 //! Claims on SQLite.
 //!
-//! Invariant: as on Postgres, each call that changes something is one statement on one row. Time is the machine's.
+//! Invariant: time is the machine's, as SQLite tells it. It deliberately holds only SQL: how it is used is in `rows`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Claim, Claimed, Claims, Hold,
-    postgres::{hold, millis},
+    rows::{Found, claims_in_rows, hold, millis},
 };
 use crate::inbox::{Content, EventKey, InboxError, SqliteInbox, scopes::Scopes};
 
@@ -62,45 +62,4 @@ impl SqliteClaims {
     }
 }
 
-impl Claims for SqliteClaims {
-    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
-        let scope = crate::inbox::sqlite_scope(&self.pool, &self.scopes, consumer, key.source()).await?;
-        let token = Uuid::now_v7();
-        loop {
-            let claim = sqlx::query_scalar::<_, i32>(CLAIM).bind(scope).bind(key.id());
-            let claim = claim.bind(key.content().map(Content::number)).bind(token).bind(millis(lease));
-            if let Some(attempts) = claim.fetch_optional(&self.pool).await? {
-                return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, attempts.unsigned_abs())));
-            }
-            let found = sqlx::query_as::<_, (Option<i64>, Option<Vec<u8>>, i64)>(FOUND).bind(scope).bind(key.id());
-            match found.fetch_optional(&self.pool).await? {
-                Some((content, ..)) if Content::differs(key.content(), content) => return Ok(Claimed::Conflict),
-                Some((_, Some(result), _)) => return Ok(Claimed::Done(result)),
-                Some((_, None, left)) if left > 0 => {
-                    return Ok(Claimed::Held { left: Duration::from_millis(left.unsigned_abs()) });
-                }
-                Some(_) | None => {}
-            }
-        }
-    }
-
-    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
-        let extend = sqlx::query(EXTEND).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(millis(lease));
-        Ok(hold(extend.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
-        let complete = sqlx::query(COMPLETE).bind(claim.scope).bind(claim.event_id).bind(claim.token).bind(result);
-        Ok(hold(complete.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
-        let release = sqlx::query(RELEASE).bind(claim.scope).bind(claim.event_id).bind(claim.token);
-        Ok(hold(release.execute(&self.pool).await?.rows_affected()))
-    }
-
-    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
-        let expire = sqlx::query(EXPIRE).bind(consumer).bind(millis(older_than)).bind(max);
-        Ok(expire.execute(&self.pool).await?.rows_affected())
-    }
-}
+claims_in_rows!(SqliteClaims, crate::inbox::sqlite_scope);

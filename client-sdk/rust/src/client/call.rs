@@ -5,9 +5,8 @@
 
 use std::time::Duration;
 
-use outbox_proto::v1::outbox_service_client::OutboxServiceClient;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 use super::{
@@ -19,41 +18,42 @@ use crate::trace;
 pub(super) const COMMIT: &str = "outbox.v1.OutboxService/Commit";
 pub(super) const GET_COMMIT: &str = "outbox.v1.OutboxService/GetCommit";
 
-pub(super) type Rpc = OutboxServiceClient<Channel>;
-
 /// What a call is, besides its message.
 #[derive(Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub(super) method: &'static str,
-    pub(super) request_id: &'a str,
-    pub(super) deadline: Duration,
+pub(crate) struct Call<'a> {
+    pub(crate) method: &'static str,
+    /// What makes all attempts one call.
+    pub(crate) request_id: &'a str,
+    pub(crate) deadline: Duration,
 }
 
 impl Client {
-    /// Sends `message` until an attempt succeeds, one fails for good, or the deadline passes.
-    pub(super) async fn call<M, A, F>(
+    /// Sends `message` by `rpc` until an attempt succeeds, one fails for good, or the deadline passes.
+    pub(crate) async fn call<R, M, A, F>(
         &self,
+        rpc: &R,
         call: Call<'_>,
         message: M,
-        send: impl Fn(Rpc, Request<M>) -> F,
+        send: impl Fn(R, Request<M>) -> F,
     ) -> Result<A, CommitError>
     where
+        R: Clone,
         M: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let span = trace::client_span(call.method, &self.settings.address, self.settings.port, call.request_id);
         let mut attempts = 0;
-        let outcome = self.attempts(call, message, send, &span, &mut attempts).instrument(span.clone()).await;
+        let send = |request| send(rpc.clone(), request);
+        let outcome = Self::attempts(call, message, send, &span, &mut attempts).instrument(span.clone()).await;
         let code = outcome.as_ref().err().map_or(Code::Ok, CommitError::code);
         trace::record_outcome(&span, outbox_proto::trace::status_code(code), attempts);
         outcome
     }
 
     async fn attempts<M, A, F>(
-        &self,
         call: Call<'_>,
         message: M,
-        send: impl Fn(Rpc, Request<M>) -> F,
+        send: impl Fn(Request<M>) -> F,
         span: &Span,
         attempts: &mut u32,
     ) -> Result<A, CommitError>
@@ -68,7 +68,7 @@ impl Client {
             request.set_timeout(until.saturating_duration_since(Instant::now()));
             trace::inject(span, request.metadata_mut());
             *attempts += 1;
-            let status = match timeout_at(until, send(self.rpc.clone(), request)).await {
+            let status = match timeout_at(until, send(request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) if !timed_out(&status) => status,
                 Ok(Err(_)) | Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),

@@ -11,7 +11,8 @@ use outbox_proto::v1::{self, new_event::Payload};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Client, CommitError, Committed, IntoValue, call};
+use super::{Client, CommitError, Committed, IntoValue, Rpc, call};
+use crate::consumer::Event;
 
 /// One atomic request: commands and events that are applied together or not at all. Made by [`Client::commit`].
 ///
@@ -60,6 +61,22 @@ impl Commit {
         self
     }
 
+    /// Makes the commit a consumer's answer to an event: the server marks the event as handled by `consumer` in the same
+    /// transaction. When it has been before, nothing is applied, and the answer is [`Disposition::Duplicate`]: so a
+    /// consumer needs no inbox of its own, and may make its commits anew after a crash. The server remembers for a window
+    /// (7 days unless configured), and refuses older events that it does not know (`EVENT_TOO_OLD`).
+    ///
+    /// [`Disposition::Duplicate`]: crate::Disposition::Duplicate
+    pub fn consume(mut self, consumer: impl Into<String>, event: &Event) -> Self {
+        self.request.consume = Some(v1::Consume {
+            consumer: consumer.into(),
+            source: event.source().to_owned(),
+            event_id: event.id().to_string(),
+            event_time: event.happened_at().map(timestamp),
+        });
+        self
+    }
+
     /// What sending may take over all attempts. Unless set, the client's.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -78,8 +95,8 @@ impl Commit {
     pub async fn send(self) -> Result<Committed, CommitError> {
         let request_id = self.request.request_id.clone();
         let call = call::Call { method: call::COMMIT, request_id: &request_id, deadline: self.deadline };
-        let send = |mut rpc: call::Rpc, request| async move { rpc.commit(request).await };
-        self.client.call(call, self.request, send).await.map(Committed::new)
+        let send = |mut rpc: Rpc, request| async move { rpc.commit(request).await };
+        self.client.call(&self.client.rpc, call, self.request, send).await.map(Committed::new)
     }
 }
 
@@ -196,9 +213,13 @@ impl NewEvent {
     /// When it happened. Unless set, when the server received it.
     #[must_use]
     pub fn time(mut self, time: DateTime<Utc>) -> Self {
-        // The nanoseconds of a leap second reach two billion; protobuf's end at one.
-        let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
-        self.event.time = Some(prost_types::Timestamp { seconds: time.timestamp(), nanos });
+        self.event.time = Some(timestamp(time));
         self
     }
+}
+
+pub(crate) fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+    // The nanoseconds of a leap second reach two billion; protobuf's end at one.
+    let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
+    prost_types::Timestamp { seconds: time.timestamp(), nanos }
 }

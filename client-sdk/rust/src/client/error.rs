@@ -36,6 +36,13 @@ impl CommitError {
         }
     }
 
+    /// The same, taken out.
+    pub(crate) fn into_failure(self) -> Failure {
+        match self {
+            Self::Refused(failure) | Self::Unreachable(failure) | Self::Unknown(failure) => failure,
+        }
+    }
+
     /// The request id that every attempt carried.
     pub fn request_id(&self) -> &str {
         &self.failure().request_id

@@ -4,7 +4,7 @@
 //! Invariant: every call ends by its deadline.
 //! It deliberately keeps no queue of commits: a commit that the caller gave up is not sent later.
 
-mod call;
+pub(crate) mod call;
 mod commit;
 mod error;
 mod result;
@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use outbox_proto::v1::{self, outbox_service_client::OutboxServiceClient};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+pub(crate) use self::commit::timestamp;
 pub use self::{
     commit::{Command, Commit, NewEvent},
     error::{CommitError, Failure, FieldViolation},
@@ -53,9 +54,12 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(50), ceiling: Dur
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    rpc: OutboxServiceClient<Channel>,
+    rpc: Rpc,
+    channel: Channel,
     settings: Arc<Settings>,
 }
+
+type Rpc = OutboxServiceClient<Channel>;
 
 #[derive(Debug)]
 struct Settings {
@@ -143,14 +147,29 @@ impl Client {
         let namespace = if namespace.is_empty() { &self.settings.namespace } else { namespace };
         let request = v1::GetCommitRequest { namespace: namespace.to_owned(), request_id: request_id.to_owned() };
         let call = call::Call { method: call::GET_COMMIT, request_id, deadline: self.settings.deadline };
-        let answer = self.call(call, request, |mut rpc, request| async move { rpc.get_commit(request).await }).await;
-        match answer {
+        let send = |mut rpc: Rpc, request| async move { rpc.get_commit(request).await };
+        match self.call(&self.rpc, call, request, send).await {
             Ok(answer) => Ok(answer.commit.map(Committed::new)),
             Err(error) if error.reason() == Some("COMMIT_NOT_FOUND") => Ok(None),
             // Reading has no outcome to doubt.
             Err(CommitError::Unknown(failure)) => Err(CommitError::Unreachable(failure)),
             Err(error) => Err(error),
         }
+    }
+
+    /// What another service of the server is called on.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The namespace of calls that name none.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.settings.namespace
+    }
+
+    /// What a call may take.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.settings.deadline
     }
 }
 
@@ -194,8 +213,8 @@ impl ClientBuilder {
             address: uri.host().ok_or_else(bad)?.to_owned(),
             port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         };
-        let rpc = OutboxServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Ok(Client { rpc, settings: Arc::new(settings) })
+        let rpc = OutboxServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Ok(Client { rpc, channel, settings: Arc::new(settings) })
     }
 
     fn channel(&self) -> Result<Channel, ConnectError> {

@@ -34,6 +34,9 @@ pub enum Disposition {
     /// It had been applied before; this is the stored answer. After a lost answer that may be an attempt of the same
     /// call.
     Replayed,
+    /// The consumer that the commit [named](crate::Commit::consume) has handled the event before: nothing was applied,
+    /// and this is the answer of the commit that did.
+    Duplicate,
 }
 
 /// Why a part of an answer cannot be read.
@@ -92,11 +95,11 @@ impl Committed {
     pub fn disposition(&self) -> Disposition {
         match self.answer.disposition() {
             v1::Disposition::Replayed => Disposition::Replayed,
-            // This client neither consumes nor asks for validation.
-            v1::Disposition::Applied
-            | v1::Disposition::Duplicate
-            | v1::Disposition::Validated
-            | v1::Disposition::Unspecified => Disposition::Applied,
+            v1::Disposition::Duplicate => Disposition::Duplicate,
+            // This client does not ask for validation.
+            v1::Disposition::Applied | v1::Disposition::Validated | v1::Disposition::Unspecified => {
+                Disposition::Applied
+            }
         }
     }
 

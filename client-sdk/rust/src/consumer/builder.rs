@@ -1,31 +1,30 @@
 //! Settings of a consumer.
 //!
 //! Invariant: what cannot work is refused by `build`, before anything connects. The types keep a consumer without
-//! inbox or handler from being built at all.
-//! It deliberately lets librdkafka's own properties through, but for those its promises rest on.
+//! inbox or handler from being built at all. It deliberately knows no limits: `settings` does.
 
 use std::{sync::Arc, time::Duration};
 
+use opentelemetry::metrics::Meter;
 use rdkafka::ClientConfig;
 
 use super::{
-    BatchHandler, Batched, BuildError, Consumer, Counters, Effect, Handler, Leased, Mailbox, Mode, Transactional,
+    BatchHandler, Batched, BuildError, Consumer, Counters, Effect, Handler, Irregularity, Leased, Mailbox, Mode,
+    Transactional,
     dead_letter::DeadLetters,
     lane,
     lanes::{Bound, StartLane},
+    metrics::Metrics,
     mode::Scope,
     retention::{Beyond, Expire, MARGIN, Window},
+    sequence::Watch,
+    settings::Settings,
     worker::Work,
 };
 use crate::{backoff::Backoff, claim::Claims, inbox::Inbox};
 
-const NAME_BYTES_MAX: usize = 200;
-/// Set by the consumer itself: offsets are committed only after the effects are, and only by this consumer's rules.
-const OWN_PROPERTIES: [&str; 4] = ["enable.auto.commit", "enable.auto.offset.store", "bootstrap.servers", "group.id"];
 /// With a dead-letter topic, unless set otherwise.
 const ATTEMPTS_MAX: u32 = 10;
-/// librdkafka's default.
-const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Settings of a [`Consumer`], made by [`Consumer::builder`]. `M` says what is still missing: first where handled events
 /// are remembered, then what handles them.
@@ -33,22 +32,6 @@ const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
 pub struct ConsumerBuilder<M> {
     settings: Settings,
     mode: M,
-}
-
-struct Settings {
-    name: String,
-    group: Option<String>,
-    bootstrap_servers: String,
-    properties: Vec<(String, String)>,
-    topics: Vec<String>,
-    concurrency: usize,
-    bound: Bound,
-    backoff: Backoff,
-    attempts_max: Option<u32>,
-    dead_letter_topic: Option<String>,
-    window: Option<Window>,
-    commit_interval: Duration,
-    drain_budget: Duration,
 }
 
 /// Claims without what has the effects.
@@ -59,22 +42,7 @@ pub struct Claiming<C> {
 
 impl ConsumerBuilder<()> {
     pub(super) fn new(name: String) -> Self {
-        let settings = Settings {
-            name,
-            group: None,
-            bootstrap_servers: "localhost:9092".to_owned(),
-            properties: Vec::new(),
-            topics: Vec::new(),
-            concurrency: 1,
-            bound: Bound { records: 500, bytes: 16 << 20 },
-            backoff: Backoff { base: Duration::from_millis(100), ceiling: Duration::from_secs(30) },
-            attempts_max: None,
-            dead_letter_topic: None,
-            window: None,
-            commit_interval: Duration::from_secs(1),
-            drain_budget: Duration::from_secs(10),
-        };
-        Self { settings, mode: () }
+        Self { settings: Settings::new(name), mode: () }
     }
 
     /// Effects happen exactly once: they and the mark that an event is handled are in one transaction of this inbox's
@@ -112,15 +80,6 @@ impl<C: Claims> ConsumerBuilder<Claiming<C>> {
         self.with(|Claiming { claims, lease }| Leased { claims, lease, effect })
     }
 }
-
-/// librdkafka would begin a new group at the end of its topics, and prefetch up to 64 MiB.
-const DEFAULTS: [(&str, &str); 5] = [
-    ("auto.offset.reset", "earliest"),
-    ("queued.max.messages.kbytes", "16384"),
-    ("fetch.queue.backoff.ms", "20"),
-    ("enable.auto.commit", "false"),
-    ("enable.auto.offset.store", "false"),
-];
 
 impl<M> ConsumerBuilder<M> {
     fn with<N>(self, next: impl FnOnce(M) -> N) -> ConsumerBuilder<N> {
@@ -177,6 +136,21 @@ impl<M> ConsumerBuilder<M> {
         self
     }
 
+    /// Compares each event with the last of its key, in topics that number them (`outboxd sequence start`), and reports
+    /// gaps, repeats and new epochs: to `report`, to the log, in [`Stats`](super::Stats) and in metrics. That is all: no
+    /// event is handled otherwise for it. At most about `keys_max` keys per partition are remembered (some 50 bytes each).
+    /// `report` is called before the event is handled, and holds its partition up for as long as it takes.
+    pub fn sequences(mut self, keys_max: usize, report: impl Fn(&Irregularity) + Send + Sync + 'static) -> Self {
+        self.settings.watch = Some(Watch::new(keys_max, report));
+        self
+    }
+
+    /// Where its OpenTelemetry metrics go. Unless set, to the global meter provider, as it is when the consumer is built.
+    pub fn meter(mut self, meter: Meter) -> Self {
+        self.settings.meter = Some(meter);
+        self
+    }
+
     /// Joins its group as this static member: a restart within `session.timeout.ms` moves no partition. Each instance
     /// needs an id of its own.
     pub fn static_member(self, instance_id: impl Into<String>) -> Self {
@@ -222,57 +196,6 @@ impl<M> ConsumerBuilder<M> {
     }
 }
 
-impl Settings {
-    /// Checks everything that can be checked without connecting.
-    fn check(&self, batch_max: usize) -> Result<(), BuildError> {
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
-            return Err(BuildError::Name(self.name.len()));
-        }
-        if self.topics.is_empty() {
-            return Err(BuildError::NoTopics);
-        }
-        let limit = |name, good: bool, value: String, expected| {
-            if good { Ok(()) } else { Err(BuildError::Limit { name, value, expected }) }
-        };
-        let (bound, backoff) = (self.bound, self.backoff);
-        let within = (1..=1_000_000).contains(&bound.records) && bound.bytes > 0;
-        limit("partition_bound", within, format!("{bound:?}"), "1 to 1,000,000 records and at least one byte")?;
-        let workers = (1..=1_000).contains(&self.concurrency);
-        limit("concurrency", workers, self.concurrency.to_string(), "1 to 1,000")?;
-        limit("batch_handler", (1..=10_000).contains(&batch_max), batch_max.to_string(), "1 to 10,000 events")?;
-        let window = self.window.map(|window| window.length);
-        let some = window.is_none_or(|window| !window.is_zero());
-        limit("window", some, format!("{window:?}"), "above zero")?;
-        limit("max_attempts", self.attempts_max != Some(0), "0".to_owned(), "at least 1")?;
-        let ordered = !backoff.base.is_zero() && backoff.base <= backoff.ceiling;
-        limit("retry_backoff", ordered, format!("{backoff:?}"), "a base above zero and up to the ceiling")?;
-        let often = !self.commit_interval.is_zero() && self.commit_interval <= Duration::from_secs(60);
-        limit("commit_interval", often, format!("{:?}", self.commit_interval), "above zero and up to 60 s")?;
-        let poll = self.properties.iter().rev().find(|(name, _)| name == "max.poll.interval.ms");
-        let poll = poll.and_then(|(_, ms)| ms.parse().ok()).map_or(MAX_POLL_INTERVAL, Duration::from_millis);
-        let short = self.drain_budget < poll / 2;
-        limit("drain_budget", short, format!("{:?}", self.drain_budget), "less than half of max.poll.interval.ms")
-    }
-
-    /// The properties of the consumer's Kafka client, and of the producer of its dead letters.
-    fn kafka(&self) -> Result<Vec<(String, String)>, BuildError> {
-        let own = self.properties.iter().find(|(name, _)| OWN_PROPERTIES.contains(&name.as_str()));
-        if let Some((name, _)) = own {
-            return Err(BuildError::Property(name.clone()));
-        }
-        let mut kafka: Vec<(String, String)> = DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let mut set = |name: &str, value: &str| kafka.push((name.to_owned(), value.to_owned()));
-        let consumer_protocol = ("group.protocol".to_owned(), "consumer".to_owned());
-        if !self.properties.contains(&consumer_protocol) {
-            set("partition.assignment.strategy", "cooperative-sticky");
-        }
-        set("bootstrap.servers", &self.bootstrap_servers);
-        set("group.id", self.group.as_deref().unwrap_or(&self.name));
-        kafka.extend(self.properties.iter().cloned());
-        Ok(kafka)
-    }
-}
-
 impl<M: Mode> ConsumerBuilder<M> {
     /// The consumer. It connects when it is run.
     ///
@@ -290,8 +213,10 @@ impl<M: Mode> ConsumerBuilder<M> {
         let letters = settings.dead_letter_topic.map(|topic| DeadLetters::new(topic, &properties));
         let dead_letters = letters.transpose().map_err(BuildError::Kafka)?;
         let (counters, mailbox) = (Arc::<Counters>::default(), Arc::<Mailbox>::default());
+        let group = settings.group.unwrap_or_else(|| settings.name.clone());
+        let metrics = Metrics::new(settings.meter, &settings.name, &group, &counters);
         let work = Arc::new(Work {
-            group: settings.group.unwrap_or_else(|| settings.name.clone()),
+            group,
             scope: Scope { consumer: settings.name, window: settings.window.map(|window| window.length) },
             mode,
             concurrency: settings.concurrency,
@@ -299,6 +224,8 @@ impl<M: Mode> ConsumerBuilder<M> {
             attempts_max: settings.attempts_max.or(dead_letters.as_ref().map(|_| ATTEMPTS_MAX)),
             dead_letters,
             counters: Arc::clone(&counters),
+            metrics,
+            watch: settings.watch,
             mailbox: Arc::clone(&mailbox),
         });
         let expire = settings.window.map(|window| {

@@ -85,7 +85,8 @@ impl Event {
         let present: &[u8] = if payload.is_some() { &[1] } else { &[0] };
         let parts =
             [self.event_type().as_bytes(), self.key().unwrap_or_default(), present, payload.unwrap_or_default()];
-        EventKey::new(self.source(), self.id()).holding(Content::of(parts))
+        let key = EventKey::new(self.source(), self.id()).holding(Content::of(parts));
+        self.happened_at().map_or(key, |time| key.at(time))
     }
 
     /// Whether this consumer is to handle it: any event, but for one that was sent again to another.
@@ -125,6 +126,11 @@ impl Event {
     /// When the record was written, by its producer's or its broker's clock.
     pub fn recorded_at(&self) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp_millis(self.0.record.timestamp().to_millis()?)
+    }
+
+    /// Its own time; one without is as old as its record.
+    pub(crate) fn happened_at(&self) -> Option<DateTime<Utc>> {
+        self.time().or_else(|| self.recorded_at())
     }
 
     /// The key, in whose order the events of a topic arrive.

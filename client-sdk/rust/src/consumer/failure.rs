@@ -58,7 +58,7 @@ impl AttemptError {
     pub(crate) fn verdict(&self) -> Verdict {
         let pass = || causes(self).any(|e| e.downcast_ref().is_some_and(passes));
         match self {
-            Self::Inbox(InboxError::NewerSchema { .. }) => Verdict::Fatal,
+            Self::Inbox(error) if error.stays() => Verdict::Fatal,
             Self::Inbox(_) => Verdict::Wait(None),
             Self::Held(left) => Verdict::Wait(Some(*left)),
             Self::Late | Self::Panic(_) => Verdict::Retry(None),

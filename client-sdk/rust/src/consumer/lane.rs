@@ -21,6 +21,7 @@ use super::{
     mailbox::{Mailbox, Settled},
     mode::Mode,
     queue::{Line, Queue},
+    sequence::Watch,
     worker::{Outcome, Work},
 };
 
@@ -60,6 +61,7 @@ pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
         state: Mutex::default(),
         ready: Notify::new(),
     });
+    let mut watcher = lane.work.watch.as_ref().map(Watch::begin);
     // Dropped with this task: then all workers end, too.
     let mut workers = JoinSet::new();
     loop {
@@ -73,6 +75,9 @@ pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
             }
             record = end.records.recv() => {
                 let Some(record) = record else { break };
+                if let Some(watcher) = &mut watcher {
+                    watcher.see(&record, &lane.work.counters);
+                }
                 match lane.queue(record) {
                     Call::Start => drop(workers.spawn(Arc::clone(&lane).worker())),
                     Call::Wake => lane.ready.notify_one(),

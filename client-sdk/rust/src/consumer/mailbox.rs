@@ -38,6 +38,12 @@ pub(super) struct News {
     pub(super) kafka: bool,
 }
 
+impl News {
+    fn is_some(&self) -> bool {
+        self.kafka || !self.settled.is_empty() || !self.ended.is_empty()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     state: Mutex<State>,
@@ -90,17 +96,22 @@ impl Mailbox {
         let mut state = self.lock();
         let seen = state.stop;
         if !timeout.is_zero() {
-            let quiet =
-                |s: &mut State| !s.news.kafka && s.news.settled.is_empty() && s.news.ended.is_empty() && s.stop == seen;
+            let quiet = |s: &mut State| !s.news.is_some() && s.stop == seen;
             let waited = self.changed.wait_timeout_while(state, timeout, quiet);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         std::mem::take(&mut state.news)
     }
 
+    /// Wakes the polling thread, unless there was news before: then it has been woken, or has not taken a look yet. A call
+    /// of the system for each record would cost more than handling a quick one.
     fn tell(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.lock());
-        self.changed.notify_one();
+        let mut state = self.lock();
+        let (had_news, stopping) = (state.news.is_some(), state.stop);
+        change(&mut state);
+        if !had_news || state.stop != stopping {
+            self.changed.notify_one();
+        }
     }
 
     /// A panic while the lock was held cannot have left the state half changed: every change is one assignment.

@@ -26,6 +26,7 @@ mod handler_error;
 mod lane;
 mod lanes;
 mod mailbox;
+mod metrics;
 pub(crate) mod mode;
 mod poller;
 mod queue;
@@ -33,6 +34,8 @@ mod rebalance;
 mod redrive;
 mod retention;
 mod router;
+mod sequence;
+mod settings;
 mod stats;
 mod structured;
 mod window;
@@ -58,6 +61,7 @@ pub use self::{
     redrive::{Redrive, RedriveError},
     retention::Beyond,
     router::{Json, PayloadFn, Router, json},
+    sequence::{Irregularity, IrregularityKind},
     stats::{Stats, StatsReader},
 };
 use self::{

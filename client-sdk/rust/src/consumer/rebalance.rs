@@ -50,6 +50,9 @@ impl Context {
 
     /// Commits what is stored. `Sync` waits for Kafka's answer, at most as long as librdkafka waits for a broker.
     pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
+        // librdkafka knows of a lost assignment before it is polled for the callback that tells of it. In that moment it has
+        // no member id any more, and a broker takes such a commit when the group is empty: it would set back what another
+        // member has committed and left. No test hits the moment at will: it is as short as a turn of the poller.
         if consumer.assignment_lost() {
             return;
         }

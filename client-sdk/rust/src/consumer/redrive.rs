@@ -11,7 +11,7 @@ use outbox_proto::record::{ORIGIN_PREFIX, origin};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode as Code},
     message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
     util::Timeout,
@@ -21,6 +21,9 @@ use super::dead_letter::producer_config;
 
 /// How long Kafka may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two questions for a group's coordinator.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Sends dead-lettered records again.
 ///
@@ -137,7 +140,7 @@ impl Redrive {
         let (low, end) = reader.fetch_watermarks(&self.dead_letter_topic, partition, PATIENCE)?;
         let mut place = TopicPartitionList::new();
         place.add_partition(&self.dead_letter_topic, partition);
-        let known = reader.committed_offsets(place.clone(), PATIENCE)?;
+        let known = patiently(|| reader.committed_offsets(place.clone(), PATIENCE))?;
         let known = known.find_partition(&self.dead_letter_topic, partition);
         let mut next = match known.map(|known| known.offset()) {
             Some(Offset::Offset(offset)) => offset.max(low),
@@ -167,7 +170,7 @@ impl Redrive {
                 None => {}
             }
         }
-        reader.commit(&place, CommitMode::Sync)?;
+        patiently(|| reader.commit(&place, CommitMode::Sync))?;
         Ok(true)
     }
 
@@ -200,5 +203,46 @@ impl Redrive {
 
     fn producer(&self) -> Result<FutureProducer, KafkaError> {
         producer_config(&self.properties).set("message.timeout.ms", PATIENCE.as_millis().to_string()).create()
+    }
+}
+
+/// Asks again while the group's coordinator is on its way to a broker, as it is when a broker has just started or ended.
+fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let began = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if is_moving(&error) && began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+}
+
+fn is_moving(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_moves_is_asked_again_and_any_other_error_is_told() {
+        let asked = Cell::new(0);
+        let answer = patiently(|| {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1 => Err(KafkaError::OffsetFetch(Code::NotCoordinator)),
+                2 => Err(KafkaError::ConsumerCommit(Code::CoordinatorLoadInProgress)),
+                _ => Ok(7),
+            }
+        });
+        assert_eq!((answer, asked.get()), (Ok(7), 3));
+        let refused = patiently(|| Err::<(), _>(KafkaError::OffsetFetch(Code::GroupAuthorizationFailed)));
+        assert_eq!(refused, Err(KafkaError::OffsetFetch(Code::GroupAuthorizationFailed)));
     }
 }

@@ -47,9 +47,9 @@ pub(super) struct Window {
 /// Deletes one portion of what has outlived the window, and says how much it was.
 pub(super) type Expire = Box<dyn Fn() -> BoxFuture<'static, Result<u64, InboxError>> + Send + Sync>;
 
-/// Whether an event is older than the window. One without a time is as old as its record.
+/// Whether an event is older than the window.
 pub(crate) fn is_too_old(event: &Event, window: Option<Duration>) -> bool {
-    let (Some(window), Some(time)) = (window, event.time().or_else(|| event.recorded_at())) else { return false };
+    let (Some(window), Some(time)) = (window, event.happened_at()) else { return false };
     Utc::now().signed_duration_since(time).to_std().is_ok_and(|age| age > window)
 }
 

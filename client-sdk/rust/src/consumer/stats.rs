@@ -25,6 +25,12 @@ pub struct Stats {
     pub passed: u64,
     /// Results that came too late: their partition had been taken away meanwhile.
     pub discarded: u64,
+    /// Events missing in the sequences of keys, where these are watched.
+    pub sequence_missing: u64,
+    /// Events that come again in the sequences of keys, where these are watched.
+    pub sequence_repeats: u64,
+    /// Sequences that began a new epoch, where these are watched.
+    pub sequence_epochs: u64,
     /// Records read from Kafka and not settled yet, those being handled included.
     pub queued: u64,
 }
@@ -45,6 +51,9 @@ impl StatsReader {
             conflicts: counters.conflicts.load(Relaxed),
             passed: counters.passed.load(Relaxed),
             discarded: counters.discarded.load(Relaxed),
+            sequence_missing: counters.missing.load(Relaxed),
+            sequence_repeats: counters.repeats.load(Relaxed),
+            sequence_epochs: counters.epochs.load(Relaxed),
             queued: counters.queued.load(Relaxed),
         }
     }
@@ -59,6 +68,9 @@ pub(super) struct Counters {
     pub(super) conflicts: AtomicU64,
     pub(super) passed: AtomicU64,
     pub(super) discarded: AtomicU64,
+    pub(super) missing: AtomicU64,
+    pub(super) repeats: AtomicU64,
+    pub(super) epochs: AtomicU64,
     pub(super) queued: AtomicU64,
 }
 

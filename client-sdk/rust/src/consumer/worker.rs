@@ -5,7 +5,12 @@
 //!
 //! It deliberately knows nothing of offsets, pauses and rebalances.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt as _;
 use outbox_proto::record::DecodeError;
@@ -18,7 +23,9 @@ use super::{
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
     mailbox::Mailbox,
+    metrics::Metrics,
     mode::{Done, Mode, Scope},
+    sequence::Watch,
     stats::{Counters, add},
 };
 use crate::{backoff::Backoff, trace};
@@ -33,6 +40,8 @@ pub(super) struct Work<M> {
     pub(super) attempts_max: Option<u32>,
     pub(super) dead_letters: Option<DeadLetters>,
     pub(super) counters: Arc<Counters>,
+    pub(super) metrics: Metrics,
+    pub(super) watch: Option<Watch>,
     pub(super) mailbox: Arc<Mailbox>,
 }
 
@@ -214,6 +223,7 @@ impl<M: Mode> Work<M> {
     /// Handles events once. A panic is an error.
     async fn attempt(&self, events: &[&Event], session: &mut M::Session) -> Result<(), AttemptError> {
         let span = trace::process_span(events, &self.scope.consumer, &self.group);
+        let began = Instant::now();
         let attempt = self.mode.attempt(&self.scope, events, session);
         // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but
         // the handler itself, whose state is the application's own.
@@ -224,6 +234,7 @@ impl<M: Mode> Work<M> {
         });
         match outcome {
             Ok(Done { handled, duplicates }) => {
+                self.metrics.attempted(events, handled, began.elapsed(), None);
                 add(&self.counters.handled, handled);
                 add(&self.counters.duplicates, duplicates);
                 if duplicates > 0 {
@@ -236,6 +247,7 @@ impl<M: Mode> Work<M> {
                 if matches!(error, AttemptError::Conflict) {
                     add(&self.counters.conflicts, 1);
                 }
+                self.metrics.attempted(events, events.len() as u64, began.elapsed(), Some(error.kind()));
                 span.record("error.type", error.kind());
                 span.record("otel.status_code", "error");
                 Err(error)

@@ -2,6 +2,10 @@
 //!
 //! It deliberately has no variant for a duplicate or a lease held by another: those are answers, not errors.
 
+use tonic::Code;
+
+use crate::client::Failure;
+
 /// Why a store could not do its work. The event is then not handled, and nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,9 +24,26 @@ pub enum InboxError {
     /// The database failed, or no connection was free in time.
     #[error("the inbox's database failed")]
     Database(#[source] sqlx::Error),
+    /// The server that keeps the claims refused the call, or was not reached in time.
+    #[error("the server that keeps the claims failed: {0}")]
+    Server(#[source] Box<Failure>),
     /// A store in memory is full of claims that are being worked on.
     #[error("the store holds {0} claims that are being worked on, its limit")]
     Full(usize),
+}
+
+impl InboxError {
+    /// Whether no waiting will mend it: the SDK is too old for the tables, or the server does not accept the call.
+    pub(crate) fn stays(&self) -> bool {
+        match self {
+            Self::NewerSchema { .. } => true,
+            Self::Server(failure) => matches!(
+                failure.code(),
+                Code::InvalidArgument | Code::Unimplemented | Code::PermissionDenied | Code::Unauthenticated
+            ),
+            Self::NoSchema(_) | Self::Database(_) | Self::Full(_) => false,
+        }
+    }
 }
 
 impl From<sqlx::Error> for InboxError {

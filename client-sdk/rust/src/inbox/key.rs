@@ -3,6 +3,7 @@
 //! Invariant: a key is narrow whatever it was made of, for there is one stored per event. It deliberately does not
 //! hold the consumer's name: that is the scope in which the key is looked up.
 
+use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::{Uuid, Variant, Version};
 
@@ -13,6 +14,7 @@ pub struct EventKey<'a> {
     source: &'a str,
     id: Uuid,
     content: Option<Content>,
+    time: Option<DateTime<Utc>>,
 }
 
 /// A short hash of what an event held: the first eight bytes of a SHA-256.
@@ -22,7 +24,7 @@ pub struct Content(i64);
 impl<'a> EventKey<'a> {
     /// The key of an event whose id is a UUID.
     pub fn new(source: &'a str, id: Uuid) -> Self {
-        Self { source, id, content: None }
+        Self { source, id, content: None, time: None }
     }
 
     /// The key of an event whose id is any text, such as a webhook's delivery id. The text's SHA-256 stands for it.
@@ -47,6 +49,12 @@ impl<'a> EventKey<'a> {
         Self { content: Some(content), ..self }
     }
 
+    /// Adds when the event happened, by its own time: stores that forget by it know what they may have forgotten.
+    #[must_use]
+    pub fn at(self, time: DateTime<Utc>) -> Self {
+        Self { time: Some(time), ..self }
+    }
+
     /// Who made the event.
     pub fn source(&self) -> &'a str {
         self.source
@@ -60,6 +68,11 @@ impl<'a> EventKey<'a> {
     /// What the event holds, if that is known.
     pub fn content(&self) -> Option<Content> {
         self.content
+    }
+
+    /// When the event happened, if that is known.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        self.time
     }
 }
 

@@ -48,6 +48,13 @@ pub enum Mark {
     Conflict,
 }
 
+impl Mark {
+    /// Of an event that has a mark, which holds this of its content.
+    pub(crate) fn of_repeat(key: &EventKey<'_>, stored: Option<i64>) -> Self {
+        if Content::differs(key.content(), stored) { Self::Conflict } else { Self::Duplicate }
+    }
+}
+
 /// Marks of handled events, in the database in which handlers work. Two implementations: Postgres and SQLite.
 ///
 /// # Contract

@@ -84,14 +84,12 @@ impl PostgresInbox {
 }
 
 pub(crate) async fn scope(pool: &PgPool, scopes: &Scopes, consumer: &str, source: &str) -> Result<i32, InboxError> {
-    if let Some(scope) = scopes.get(consumer, source) {
-        return Ok(scope);
-    }
-    let mut connection = pool.acquire().await?;
-    sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&mut *connection).await?;
-    let scope = sqlx::query_scalar(SCOPE).bind(consumer).bind(source).fetch_one(&mut *connection).await?;
-    scopes.remember(consumer, source, scope);
-    Ok(scope)
+    let add = async {
+        let mut connection = pool.acquire().await?;
+        sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&mut *connection).await?;
+        sqlx::query_scalar(SCOPE).bind(consumer).bind(source).fetch_one(&mut *connection).await
+    };
+    scopes.get_or(consumer, source, add).await
 }
 
 impl Inbox for PostgresInbox {
@@ -122,10 +120,13 @@ impl Inbox for PostgresInbox {
         // A statement of its own, for it must see what was committed while the insert waited.
         let stored = sqlx::query_scalar(CONTENT).bind(scope).bind(key.id());
         let stored: Option<Option<i64>> = stored.fetch_optional(connection).await?;
-        Ok(repeat(key, stored.flatten()))
+        Ok(Mark::of_repeat(key, stored.flatten()))
     }
 
     async fn mark_all(connection: &mut PgConnection, keys: &[(i32, EventKey<'_>)]) -> Result<Vec<Mark>, InboxError> {
+        if let [(scope, key)] = keys {
+            return Ok(vec![Self::mark(connection, *scope, key).await?]);
+        }
         let mut first: HashMap<(i32, Uuid), usize> = HashMap::with_capacity(keys.len());
         for (at, (scope, key)) in keys.iter().enumerate() {
             first.entry((*scope, key.id())).or_insert(at);
@@ -153,7 +154,7 @@ impl Inbox for PostgresInbox {
             stored.into_iter().map(|(scope, id, content)| ((scope, id), content)).collect();
         for (mark, (scope, key)) in marks.iter_mut().zip(keys) {
             if *mark == Mark::Duplicate {
-                *mark = repeat(key, stored.get(&(*scope, key.id())).copied().flatten());
+                *mark = Mark::of_repeat(key, stored.get(&(*scope, key.id())).copied().flatten());
             }
         }
         Ok(marks)
@@ -169,8 +170,4 @@ impl Inbox for PostgresInbox {
     async fn commit(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("select 1; commit; begin").execute(connection).await.map(drop)
     }
-}
-
-fn repeat(key: &EventKey<'_>, stored: Option<i64>) -> Mark {
-    if Content::differs(key.content(), stored) { Mark::Conflict } else { Mark::Duplicate }
 }

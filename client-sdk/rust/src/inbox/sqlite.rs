@@ -69,14 +69,12 @@ impl SqliteInbox {
 }
 
 pub(crate) async fn scope(pool: &SqlitePool, scopes: &Scopes, consumer: &str, source: &str) -> Result<i32, InboxError> {
-    if let Some(scope) = scopes.get(consumer, source) {
-        return Ok(scope);
-    }
-    let mut connection = pool.acquire().await?;
-    sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&mut *connection).await?;
-    let scope = sqlx::query_scalar(SCOPE).bind(consumer).bind(source).fetch_one(&mut *connection).await?;
-    scopes.remember(consumer, source, scope);
-    Ok(scope)
+    let add = async {
+        let mut connection = pool.acquire().await?;
+        sqlx::query(ADD_SCOPE).bind(consumer).bind(source).execute(&mut *connection).await?;
+        sqlx::query_scalar(SCOPE).bind(consumer).bind(source).fetch_one(&mut *connection).await
+    };
+    scopes.get_or(consumer, source, add).await
 }
 
 impl Inbox for SqliteInbox {
@@ -106,7 +104,7 @@ impl Inbox for SqliteInbox {
         }
         let stored = sqlx::query_scalar(CONTENT).bind(scope).bind(key.id());
         let stored: Option<Option<i64>> = stored.fetch_optional(connection).await?;
-        Ok(if Content::differs(key.content(), stored.flatten()) { Mark::Conflict } else { Mark::Duplicate })
+        Ok(Mark::of_repeat(key, stored.flatten()))
     }
 
     /// One by one: a statement costs no round trip here.

@@ -6,78 +6,19 @@ use std::{
     time::Duration,
 };
 
-use outbox_harness::{eventually, postgres::Database};
+use outbox_harness::{claims::keep_the_contract, postgres::Database};
 use outbox_sdk::{
-    Effect, Event, EventKey, HandlerError,
-    claim::{Claim, Claimed, Claims, Hold, MemoryClaims, PostgresClaims},
-    inbox::Content,
+    Effect, Event, HandlerError,
+    claim::{Claim, MemoryClaims, PostgresClaims},
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::rig::{Rig, Running, SOON, events, unstored};
-
-const LEASE: Duration = Duration::from_secs(60);
-
-async fn yours(claims: &impl Claims, key: EventKey<'_>, lease: Duration) -> Claim {
-    match claims.claim("mailer", &key, lease).await.unwrap() {
-        Claimed::Yours(claim) => claim,
-        other => panic!("expected the lease, got {other:?}"),
-    }
-}
-
-/// The contract of `Claims`.
-pub(crate) async fn keeps_its_contract(claims: impl Claims) {
-    let key = EventKey::new("/shop", Uuid::now_v7()).holding(Content::of([b"activated".as_slice()]));
-
-    // One holder; a repeat is answered with the result.
-    let claim = yours(&claims, key, LEASE).await;
-    assert_eq!(claim.attempt(), 1);
-    let second = claims.claim("mailer", &key, LEASE).await.unwrap();
-    assert!(matches!(second, Claimed::Held { left } if left > LEASE / 2 && left <= LEASE), "{second:?}");
-    yours(&claims, EventKey::new("/billing", key.id()), LEASE).await;
-    assert!(matches!(claims.claim("auditor", &key, LEASE).await.unwrap(), Claimed::Yours(_)));
-    assert_eq!(claims.complete(&claim, b"sent").await.unwrap(), Hold::Kept);
-    assert_eq!(claims.complete(&claim, b"sent").await.unwrap(), Hold::Kept, "the first answer may have been lost");
-    assert_eq!(claims.extend(&claim, LEASE).await.unwrap(), Hold::Lost);
-    assert_eq!(claims.release(&claim).await.unwrap(), Hold::Lost);
-    assert_eq!(claims.claim("mailer", &key, LEASE).await.unwrap(), Claimed::Done(b"sent".to_vec()));
-    let other = key.holding(Content::of([b"deleted".as_slice()]));
-    assert_eq!(claims.claim("mailer", &other, LEASE).await.unwrap(), Claimed::Conflict);
-
-    // A lease that is given back is free at once.
-    let key = EventKey::new("/shop", Uuid::now_v7());
-    let claim = yours(&claims, key, LEASE).await;
-    assert_eq!(claims.release(&claim).await.unwrap(), Hold::Kept);
-    let again = yours(&claims, key, LEASE).await;
-    assert_eq!(again.attempt(), 2);
-    assert_eq!(claims.complete(&claim, b"late").await.unwrap(), Hold::Lost);
-    assert_eq!(claims.complete(&again, b"sent").await.unwrap(), Hold::Kept);
-
-    // One that runs out is taken by another; what its old holder completes late is refused.
-    let key = EventKey::new("/shop", Uuid::now_v7());
-    let slow = yours(&claims, key, Duration::from_millis(50)).await;
-    let quick =
-        eventually("the lease to run out", SOON, async || match claims.claim("mailer", &key, LEASE).await.unwrap() {
-            Claimed::Yours(claim) => Some(claim),
-            _ => None,
-        })
-        .await;
-    assert_eq!(claims.extend(&slow, LEASE).await.unwrap(), Hold::Lost);
-    assert_eq!(claims.complete(&slow, b"late").await.unwrap(), Hold::Lost, "a late Complete is refused");
-    assert_eq!(claims.complete(&quick, b"sent").await.unwrap(), Hold::Kept);
-    assert_eq!(claims.claim("mailer", &key, LEASE).await.unwrap(), Claimed::Done(b"sent".to_vec()));
-
-    // Many at once: one holder.
-    let key = EventKey::new("/shop", Uuid::now_v7());
-    let all = futures_util::future::join_all((0..16).map(|_| claims.claim("mailer", &key, LEASE))).await;
-    let holders = all.iter().filter(|claimed| matches!(claimed, Ok(Claimed::Yours(_)))).count();
-    assert_eq!(holders, 1, "{all:?}");
-}
+use crate::rig::{Rig, Running, events, unstored};
 
 #[tokio::test]
 async fn claims_in_memory_keep_the_contract() {
-    keeps_its_contract(MemoryClaims::new(1_000)).await;
+    keep_the_contract(MemoryClaims::new(1_000)).await;
 }
 
 #[tokio::test]
@@ -85,7 +26,7 @@ async fn trap_6_claims_on_postgres_keep_the_contract() {
     let database = Database::fresh().await;
     let claims = PostgresClaims::new(database.pool().await);
     claims.ensure_schema().await.unwrap();
-    keeps_its_contract(claims).await;
+    keep_the_contract(claims).await;
 }
 
 /// Counts its effects; waits for a permit before the first attempt's end.

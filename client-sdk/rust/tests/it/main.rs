@@ -15,11 +15,13 @@ mod inbox;
 mod keyed;
 mod lean;
 mod lost;
+mod metrics;
 mod once;
 mod rebalance;
 mod retention;
 mod rig;
 mod router;
+mod sequences;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod testkit;

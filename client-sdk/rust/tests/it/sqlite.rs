@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outbox_harness::claims::keep_the_contract;
 use outbox_sdk::{
     Event, EventKey, Handler, HandlerError, Inbox as _, Processed, SqliteInbox, Transaction, claim::SqliteClaims,
 };
@@ -11,10 +12,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use crate::{
-    claims::keeps_its_contract,
-    rig::{Rig, Running, events, unstored},
-};
+use crate::rig::{Rig, Running, events, unstored};
 
 /// A database in a file of its own, removed at the end.
 struct File(std::path::PathBuf);
@@ -75,7 +73,7 @@ async fn trap_6_claims_on_sqlite_keep_the_contract() {
     let (_file, pool) = File::fresh().await;
     let claims = SqliteClaims::new(pool);
     claims.ensure_schema().await.unwrap();
-    keeps_its_contract(claims).await;
+    keep_the_contract(claims).await;
 }
 
 struct Effect;

@@ -5,8 +5,8 @@ use std::{collections::HashMap, fs, net::SocketAddr, path::PathBuf, sync::Arc, t
 use outbox_harness::{eventually, postgres::Database};
 use outbox_proto::v1::{
     command_service_client::CommandServiceClient, event_service_client::EventServiceClient,
-    outbox_service_client::OutboxServiceClient, relay_service_client::RelayServiceClient,
-    state_service_client::StateServiceClient,
+    inbox_service_client::InboxServiceClient, outbox_service_client::OutboxServiceClient,
+    relay_service_client::RelayServiceClient, state_service_client::StateServiceClient,
 };
 use outbox_server::{app, config::Config};
 use sqlx::{Executor as _, PgPool, postgres::PgPoolOptions};
@@ -163,6 +163,15 @@ impl Server {
 
     pub(crate) fn events(&self) -> EventServiceClient<Channel> {
         EventServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn inbox(&self) -> InboxServiceClient<Channel> {
+        InboxServiceClient::new(self.channel.clone())
+    }
+
+    /// Where it serves.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     pub(crate) fn relays(&self) -> RelayServiceClient<Channel> {

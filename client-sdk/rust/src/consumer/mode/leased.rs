@@ -49,6 +49,7 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
                 Claimed::Done(_) => done.duplicates += 1,
                 Claimed::Held { left } => return Err(AttemptError::Held(left)),
                 Claimed::Conflict => return Err(AttemptError::Conflict),
+                Claimed::TooOld => return Err(AttemptError::TooOld),
             }
         }
         Ok(done)
@@ -62,6 +63,8 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
 impl<C: Claims, E: Effect> Leased<C, E> {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
         let result = tokio::select! {
+            // An effect that is quick needs no timer.
+            biased;
             result = self.effect.perform(event, claim) => result,
             () = self.until_lost(claim) => return Err(AttemptError::Late),
         };

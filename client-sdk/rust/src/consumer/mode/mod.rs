@@ -9,6 +9,7 @@
 
 mod batched;
 mod leased;
+mod transaction;
 mod transactional;
 
 use std::time::Duration;

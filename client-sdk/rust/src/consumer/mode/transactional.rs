@@ -1,18 +1,16 @@
-//! One event, one transaction: the mark first, the handler's effects, the commit.
+//! One event, one transaction.
 //!
-//! Invariant: nothing runs between the mark and the commit but the handler. It deliberately does not roll back by
-//! itself when a handler panics: dropping the session does.
+//! It deliberately is all that tells this mode from [`Batched`](super::Batched): the rest is in `transaction`.
 
 use std::time::Duration;
 
-use super::{Done, Mode, Scope};
+use super::{
+    Done, Mode, Scope,
+    transaction::{self, Work},
+};
 use crate::{
-    consumer::{
-        Event, Handler,
-        failure::AttemptError,
-        retention::{EXPIRED_MAX, is_too_old},
-    },
-    inbox::{Inbox, InboxError, Mark, Session},
+    consumer::{Event, Handler, HandlerError, failure::AttemptError, retention::EXPIRED_MAX},
+    inbox::{Inbox, InboxError, Session, Transaction},
 };
 
 /// Handles each event in a transaction of its own. Made by `.inbox(…).handler(…)`.
@@ -20,6 +18,15 @@ use crate::{
 pub struct Transactional<I, H> {
     pub(crate) inbox: I,
     pub(crate) handler: H,
+}
+
+impl<I: Inbox, H: Handler<I::Database>> Work<I> for Transactional<I, H> {
+    async fn work(&self, fresh: &[&Event], transaction: &mut Transaction<I::Database>) -> Result<(), HandlerError> {
+        for event in fresh {
+            self.handler.handle(event, transaction).await?;
+        }
+        Ok(())
+    }
 }
 
 #[allow(private_interfaces, reason = "sealed")]
@@ -32,15 +39,7 @@ impl<I: Inbox, H: Handler<I::Database>> Mode for Transactional<I, H> {
         events: &[&Event],
         session: &mut Self::Session,
     ) -> Result<Done, AttemptError> {
-        let mut done = Done::default();
-        for event in events {
-            match self.one(scope, event, session).await? {
-                Mark::Fresh => done.handled += 1,
-                Mark::Duplicate => done.duplicates += 1,
-                Mark::Conflict => return Err(AttemptError::Conflict),
-            }
-        }
-        Ok(done)
+        transaction::attempt(&self.inbox, self, scope, events, session).await
     }
 
     async fn expire(&self, consumer: &str, older_than: Duration) -> Result<u64, InboxError> {
@@ -51,54 +50,4 @@ impl<I: Inbox, H: Handler<I::Database>> Mode for Transactional<I, H> {
         session.roll_back().await;
         session.keep_for()
     }
-}
-
-impl<I: Inbox, H: Handler<I::Database>> Transactional<I, H> {
-    async fn one(
-        &self,
-        within: &Scope,
-        event: &Event,
-        session: &mut Session<I::Database>,
-    ) -> Result<Mark, AttemptError> {
-        let scope = scope(&self.inbox, &within.consumer, event, session).await?;
-        let transaction = session.begin(&self.inbox).await.map_err(AttemptError::Inbox)?;
-        let mark = match I::mark(transaction, scope, &event.dedup_key()).await {
-            Ok(mark) => mark,
-            Err(error) => {
-                *session = Session::default();
-                return Err(AttemptError::Inbox(error));
-            }
-        };
-        if mark != Mark::Fresh {
-            session.roll_back().await;
-            return Ok(mark);
-        }
-        if is_too_old(event, within.window) {
-            session.roll_back().await;
-            return Err(AttemptError::TooOld);
-        }
-        if let Err(error) = self.handler.handle(event, transaction).await {
-            // Rolling back now instead of on drop lets the next attempt begin without waiting for it.
-            session.roll_back().await;
-            return Err(AttemptError::Handler(error));
-        }
-        // When the answer to this is lost, the next attempt finds out: its mark waits for the transaction's end.
-        session.commit::<I>().await.map_err(AttemptError::Commit)?;
-        Ok(Mark::Fresh)
-    }
-}
-
-/// The number of the event's scope; made, where it is missing, before the event's transaction begins.
-pub(super) async fn scope<I: Inbox>(
-    inbox: &I,
-    consumer: &str,
-    event: &Event,
-    session: &mut Session<I::Database>,
-) -> Result<i32, AttemptError> {
-    if let Some(scope) = inbox.known_scope(consumer, event.source()) {
-        return Ok(scope);
-    }
-    // Its connection goes back first: the pool may hold no other.
-    *session = Session::default();
-    inbox.add_scope(consumer, event.source()).await.map_err(AttemptError::Inbox)
 }

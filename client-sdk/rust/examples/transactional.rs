@@ -1,7 +1,7 @@
 //! Writes one "welcome e-mail" row per `user.activated` event, however often each is delivered.
 //!
 //! Needs Kafka and a Postgres database of its own (not outboxd's):
-//! `cargo run -p outbox-sdk --example consumer -- localhost:9092 postgres://localhost/mails`
+//! `cargo run -p outbox-sdk --example transactional -- localhost:9092 postgres://localhost/mails`
 
 use outbox_sdk::{Consumer, Event, HandlerError, PostgresInbox, Transaction};
 use serde::Deserialize;

@@ -1,0 +1,339 @@
+//! What consuming costs: the SDK's modes beside bare librdkafka loops that read the same topic.
+//!
+//! Every contender reads one topic as a group of its own and is timed from its first record to its last, so that joining
+//! the group does not count. The bare loops read each partition on a thread of its own: one only counts, the other writes
+//! what the batch mode's handler writes, in transactions of the same size, without deduplication. With `key-ordered` each
+//! event takes a millisecond; what the workers could do at most is told by how long the handler really took.
+
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says why")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use futures_util::future::join_all;
+use outbox_harness::{kafka, postgres::Database};
+use outbox_proto::record::Attributes;
+use outbox_sdk::{
+    BatchHandler, Consumer, ConsumerBuilder, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    claim::{Claim, MemoryClaims},
+};
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+};
+use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
+use uuid::Uuid;
+
+const PARTITIONS: i32 = 6;
+const KEYS: usize = 10_000;
+const PAYLOAD_BYTES: usize = 300;
+const LEASE: Duration = Duration::from_secs(60);
+
+/// Compares the SDK's modes with bare loops over the same topic.
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// Events in the topic
+    #[arg(long, default_value_t = 1_000_000)]
+    events: usize,
+    /// Of them, how many the slow ones read: one transaction, or one millisecond, for each
+    #[arg(long, default_value_t = 60_000)]
+    slow_events: usize,
+    /// Events in one transaction
+    #[arg(long, default_value_t = 500)]
+    batch: usize,
+    /// Workers per partition of the key-ordered one
+    #[arg(long, default_value_t = 8)]
+    workers: usize,
+    /// Rounds of all
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+/// Events per second.
+struct Round {
+    bare: f64,
+    bare_write: f64,
+    single: f64,
+    batch: f64,
+    memory: f64,
+    ordered: f64,
+    /// What its workers could do at most.
+    ordered_most: f64,
+}
+
+#[tokio::main]
+async fn main() {
+    let options = Options::parse();
+    println!("{options:?}");
+    let topic = kafka::fresh_topic("consume", PARTITIONS).await;
+    fill(&topic, options.events).await;
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds {
+        rounds.push(round(&options, &topic).await);
+    }
+    let median = |of: fn(&Round) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
+    println!("| librdkafka, only counting | {:.0} | | |", median(|r| r.bare));
+    println!("| librdkafka, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
+    println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
+    let ratio = median(|r| r.batch / r.bare_write);
+    println!("| transactional, in batches | {:.0} | {ratio:.2} of the same write | 0.6 |", median(|r| r.batch));
+    let ratio = median(|r| r.memory / r.bare);
+    println!("| claims in memory | {:.0} | {ratio:.2} of only counting | 0.5 |", median(|r| r.memory));
+    let (ratio, most) = (median(|r| r.ordered / r.ordered_most), median(|r| r.ordered_most));
+    println!("| key-ordered, 1 ms each | {:.0} | {ratio:.2} of {most:.0} | 0.8 |", median(|r| r.ordered));
+}
+
+async fn round(options: &Options, topic: &str) -> Round {
+    let slow = options.slow_events.min(options.events);
+    let bare = blocking({
+        let (topic, events) = (topic.to_owned(), options.events);
+        move || read_bare(&topic, events)
+    });
+    let bare = bare.await;
+    let bare_write = blocking({
+        let (topic, events, batch) = (topic.to_owned(), options.events, options.batch);
+        let runtime = tokio::runtime::Handle::current();
+        move || write_bare(&runtime, &topic, events, batch)
+    });
+    let bare_write = bare_write.await;
+
+    let database = ledger().await;
+    let pool = pool(&database.url).await;
+    let single = run(builder(topic).inbox(PostgresInbox::new(pool)).handler(Ledger), slow).await;
+    let database = ledger().await;
+    let pool = self::pool(&database.url).await;
+    let batch = builder(topic).inbox(PostgresInbox::new(pool)).batch_handler(options.batch, Ledger);
+    let batch = run(batch.partition_bound(options.batch * 4, 16 << 20), options.events).await;
+    let memory = builder(topic).claims(MemoryClaims::new(options.events + 1), LEASE).effect(Nothing);
+    let memory = run(memory.partition_bound(5_000, 16 << 20), options.events).await;
+
+    let took = Arc::new(AtomicU64::new(0));
+    let ordered = builder(topic).claims(MemoryClaims::new(options.events + 1), LEASE);
+    let ordered = ordered.concurrency(options.workers).effect(Millisecond(Arc::clone(&took)));
+    let ordered = run(ordered.partition_bound(5_000, 16 << 20), slow).await;
+    let workers = options.workers as f64 * f64::from(PARTITIONS);
+    // It handles some more before it has stopped: at most as many as are in flight.
+    let mean = Duration::from_nanos(took.load(Relaxed)).as_secs_f64() / slow as f64;
+    let ordered_most = workers / mean.max(0.001);
+    let round = Round { bare, bare_write, single, batch, memory, ordered, ordered_most };
+    println!(
+        "bare {bare:.0}/s, bare write {bare_write:.0}/s, single {single:.0}/s, batch {batch:.0}/s, memory \
+         {memory:.0}/s, key-ordered {ordered:.0}/s of {ordered_most:.0}/s"
+    );
+    round
+}
+
+async fn blocking(work: impl FnOnce() -> f64 + Send + 'static) -> f64 {
+    tokio::task::spawn_blocking(work).await.expect("it ends well")
+}
+
+async fn ledger() -> Database {
+    let database = Database::fresh().await;
+    let mut connection = database.connect().await;
+    let table = "create table effects (event_id uuid not null, payload bytea not null)";
+    sqlx::query(table).execute(&mut connection).await.expect("the ledger can be made");
+    PostgresInbox::new(database.pool().await).ensure_schema().await.expect("the inbox can be made");
+    database
+}
+
+async fn pool(url: &str) -> PgPool {
+    let connections = u32::try_from(PARTITIONS).expect("few") + 2;
+    PgPoolOptions::new().max_connections(connections).connect(url).await.expect("the database is there")
+}
+
+/// Settings of one that reads as fast as the bare loops may.
+fn builder(topic: &str) -> ConsumerBuilder<()> {
+    Consumer::builder(format!("bench-{}", Uuid::now_v7()))
+        .kafka(kafka::bootstrap_servers())
+        .property("queued.max.messages.kbytes", "65536")
+        .topics([topic])
+}
+
+/// Runs a consumer until it has handled so many events; the rate from its first one on.
+async fn run<M: outbox_sdk::consumer::Mode>(consumer: ConsumerBuilder<M>, events: usize) -> f64 {
+    let consumer = consumer.build().expect("it can be built");
+    let stats = consumer.stats();
+    let (mut began, events) = (None, events as u64);
+    let until = async {
+        loop {
+            let handled = stats.read().handled;
+            let (at, before) = *began.get_or_insert((Instant::now(), handled));
+            if handled == 0 {
+                began = None;
+            } else if handled >= events {
+                return (handled - before) as f64 / at.elapsed().as_secs_f64();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (ended, rate) = tokio::sync::oneshot::channel();
+    let watched = async {
+        // Nobody waits any more when the consumer has failed.
+        let _ = ended.send(until.await);
+    };
+    consumer.run(watched).await.expect("it runs well");
+    rate.await.expect("it was measured")
+}
+
+struct Ledger;
+
+const INSERT: &str = "insert into effects (event_id, payload) select * from unnest($1::uuid[], $2::bytea[])";
+
+impl Handler for Ledger {
+    async fn handle(&self, event: &Event, tx: &mut Transaction) -> Result<(), HandlerError> {
+        let insert = sqlx::query("insert into effects (event_id, payload) values ($1, $2)");
+        insert.bind(event.id()).bind(event.payload().unwrap_or_default()).execute(&mut **tx).await?;
+        Ok(())
+    }
+}
+
+impl BatchHandler for Ledger {
+    async fn handle(&self, events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
+        let ids: Vec<Uuid> = events.iter().map(|event| event.id()).collect();
+        let payloads: Vec<&[u8]> = events.iter().map(|event| event.payload().unwrap_or_default()).collect();
+        sqlx::query(INSERT).bind(ids).bind(payloads).execute(&mut **tx).await?;
+        Ok(())
+    }
+}
+
+struct Nothing;
+
+impl Effect for Nothing {
+    async fn perform(&self, _: &Event, _: &Claim) -> Result<Vec<u8>, HandlerError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Takes a millisecond, and adds up the nanoseconds that it really took.
+struct Millisecond(Arc<AtomicU64>);
+
+impl Effect for Millisecond {
+    async fn perform(&self, _: &Event, _: &Claim) -> Result<Vec<u8>, HandlerError> {
+        let began = Instant::now();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.0.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        Ok(Vec::new())
+    }
+}
+
+/// One reader per partition, each on its own thread; `each` is called with every record. The rate over all of them, from
+/// the first record of any on.
+fn read_all<R>(topic: &str, events: usize, reader: impl Fn() -> R + Sync) -> f64
+where
+    R: FnMut(Option<&BorrowedMessage<'_>>),
+{
+    let (read, began) = (AtomicUsize::new(0), std::sync::OnceLock::new());
+    std::thread::scope(|scope| {
+        for partition in 0..PARTITIONS {
+            let (read, began, reader) = (&read, &began, &reader);
+            scope.spawn(move || {
+                let consumer = assigned(topic, partition);
+                let mut each = reader();
+                while read.load(Relaxed) < events {
+                    match consumer.poll(Duration::from_millis(10)) {
+                        Some(record) => {
+                            began.get_or_init(Instant::now);
+                            each(Some(&record.expect("the record can be read")));
+                            read.fetch_add(1, Relaxed);
+                        }
+                        None => each(None),
+                    }
+                }
+                each(None);
+            });
+        }
+    });
+    events as f64 / began.get().expect("something was read").elapsed().as_secs_f64()
+}
+
+fn assigned(topic: &str, partition: i32) -> BaseConsumer {
+    let consumer: BaseConsumer = kafka::client()
+        .set("group.id", format!("bench-{}", Uuid::now_v7()))
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer can be made");
+    let mut assignment = TopicPartitionList::new();
+    let from = assignment.add_partition_offset(topic, partition, Offset::Beginning);
+    from.and_then(|()| consumer.assign(&assignment)).expect("the partition can be assigned");
+    consumer
+}
+
+fn read_bare(topic: &str, events: usize) -> f64 {
+    read_all(topic, events, || |_: Option<&BorrowedMessage<'_>>| {})
+}
+
+/// What is read is written in transactions of `batch` records, or of fewer when none follows.
+fn write_bare(runtime: &tokio::runtime::Handle, topic: &str, events: usize, batch: usize) -> f64 {
+    let database = runtime.block_on(ledger());
+    read_all(topic, events, || {
+        let mut connection = runtime.block_on(database.connect());
+        let (mut ids, mut payloads) = (Vec::<Uuid>::new(), Vec::<Vec<u8>>::new());
+        move |record: Option<&BorrowedMessage<'_>>| {
+            if let Some(record) = record {
+                let headers = record.headers().expect("it has headers");
+                let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+                let id = std::str::from_utf8(id.expect("it has an id")).expect("it is text");
+                ids.push(Uuid::try_parse(id).expect("it is a UUID"));
+                payloads.push(record.payload().unwrap_or_default().to_vec());
+            }
+            if ids.len() >= batch || (record.is_none() && !ids.is_empty()) {
+                runtime.block_on(write(&mut connection, &ids, &payloads));
+                ids.clear();
+                payloads.clear();
+            }
+        }
+    })
+}
+
+async fn write(connection: &mut PgConnection, ids: &[Uuid], payloads: &[Vec<u8>]) {
+    let mut transaction = connection.begin().await.expect("it begins");
+    let insert = sqlx::query(INSERT).bind(ids).bind(payloads).execute(&mut *transaction).await;
+    insert.expect("it can be written");
+    transaction.commit().await.expect("it commits");
+}
+
+async fn fill(topic: &str, events: usize) {
+    let producer: FutureProducer =
+        kafka::client().set("enable.idempotence", "true").set("linger.ms", "5").create().expect("a producer");
+    let payload = vec![b'x'; PAYLOAD_BYTES];
+    let now = chrono::Utc::now();
+    for first in (0..events).step_by(10_000) {
+        let sent = (first..events.min(first + 10_000)).map(|n| {
+            let attributes = Attributes {
+                id: Uuid::now_v7(),
+                source: "bench".into(),
+                event_type: "consumed".into(),
+                subject: None,
+                time: Some(now),
+                content_type: Some("application/json".into()),
+                traceparent: None,
+                tracestate: None,
+                headers: Vec::new(),
+            };
+            let mut headers = OwnedHeaders::new();
+            attributes.encode(|key, value| {
+                headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
+            });
+            let key = (n % KEYS).to_string();
+            let record = FutureRecord::to(topic).key(&key).payload(&payload).headers(headers);
+            producer.send_result(record).map_err(|(error, _)| error).expect("the queue has room")
+        });
+        let sent: Vec<_> = sent.collect();
+        for delivery in join_all(sent).await {
+            delivery.expect("the producer lives").map_err(|(error, _)| error).expect("Kafka takes the record");
+        }
+    }
+}
