@@ -3,6 +3,7 @@
 //! ```text
 //! .outboxd/lock                 held by the one running `outboxd dev`
 //! .outboxd/catalog/*.sql        the commands, to be edited; schema.psql makes their tables
+//! .outboxd/catalog/*.binpb      the sample's RPCs, compiled out of shop.proto beside them
 //! .outboxd/postgres/            the cluster's home, see `postgres`
 //! ```
 //!
@@ -20,9 +21,11 @@ use sha2::{Digest as _, Sha256};
 use super::{Error, account::Account};
 
 /// The sample catalog: file names and contents.
-const CATALOG: [(&str, &str); 2] = [
-    ("shop.sql", include_str!("../../../deploy/catalog/shop.sql")),
-    (SCHEMA, include_str!("../../../deploy/catalog/schema.psql")),
+const CATALOG: [(&str, &[u8]); 4] = [
+    ("shop.sql", include_bytes!("../../../deploy/catalog/shop.sql")),
+    ("shop.proto", include_bytes!("../../../deploy/catalog/shop.proto")),
+    ("shop.binpb", include_bytes!("../../../deploy/catalog/shop.binpb")),
+    (SCHEMA, include_bytes!("../../../deploy/catalog/schema.psql")),
 ];
 const SCHEMA: &str = "schema.psql";
 
@@ -62,10 +65,10 @@ impl Folder {
     pub fn write_catalog(&self) -> Result<PathBuf, Error> {
         let folder = self.path.join("catalog");
         fs::create_dir_all(&folder).map_err(|error| Error::Io(folder.clone(), error))?;
-        for (name, text) in CATALOG {
+        for (name, contents) in CATALOG {
             let file = folder.join(name);
             if !file.exists() {
-                fs::write(&file, text).map_err(|error| Error::Io(file.clone(), error))?;
+                fs::write(&file, contents).map_err(|error| Error::Io(file.clone(), error))?;
             }
         }
         Ok(folder)
