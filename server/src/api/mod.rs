@@ -7,6 +7,8 @@ mod call;
 mod command;
 mod convert;
 mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod held;
 mod malformed;
 mod outbox;

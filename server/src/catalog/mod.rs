@@ -12,6 +12,8 @@ mod bind;
 mod document;
 mod error;
 mod file;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod lexer;
 mod prepare;
 mod rewrite;

@@ -128,6 +128,14 @@ async fn what_is_absent_is_null_and_comes_back_absent() {
     assert_eq!(echo(&caller, special.clone()).await.expect("it is applied"), special);
 }
 
+/// Found by fuzzing: a quick reader of JSON takes these numbers for their neighbours.
+#[tokio::test]
+async fn a_number_in_json_comes_back_as_it_was() {
+    let (_server, caller) = values().await;
+    let exact = json!({"any": 0.101_556_396_484_371_45, "facts": {"n": 0.100_595_092_773_387_77}});
+    assert_eq!(echo(&caller, exact.clone()).await.expect("it is applied"), exact);
+}
+
 #[tokio::test]
 async fn a_value_that_its_parameter_cannot_take_is_refused_by_its_field() {
     let (server, caller) = values().await;

@@ -11,6 +11,8 @@ mod call;
 mod declare;
 mod error;
 mod form;
+#[cfg(feature = "fuzz")]
+mod fuzz;
 mod option;
 mod path;
 mod plan;

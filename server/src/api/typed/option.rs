@@ -3,9 +3,13 @@
 //! Invariant: an option is understood whole or not at all: a field that this server does not know may change what the
 //! others mean.
 
+use std::sync::LazyLock;
+
 use outbox_proto::v1::{self, TypedRpc};
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage as _, Value as Field};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value as Field,
+};
 
 /// What of `google.protobuf.MethodOptions` matters here. Read from its bytes, so that it does not matter whether the
 /// operator's descriptors hold our file, and which version of it.
@@ -19,7 +23,11 @@ struct Options {
 }
 
 const NO_SIDE_EFFECTS: i32 = 1;
-const NAME: &str = "outbox.v1.TypedRpc";
+/// The option as this server knows it.
+static KNOWN: LazyLock<MessageDescriptor> = LazyLock::new(|| {
+    let own = DescriptorPool::decode(v1::FILE_DESCRIPTOR_SET).expect("the server's own descriptors are whole");
+    own.get_message_by_name("outbox.v1.TypedRpc").expect("the option is one of the server's own messages")
+});
 
 /// A method's declaration.
 pub(super) struct Declaration {
@@ -38,9 +46,7 @@ pub(super) fn read(method: &MethodDescriptor) -> Result<Option<Declaration>, Str
         return Ok(None);
     }
     let bytes = options.rpc.concat();
-    let known = DescriptorPool::decode(v1::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
-    let descriptor = known.get_message_by_name(NAME).ok_or("the server does not know its own option")?;
-    let whole = DynamicMessage::decode(descriptor, bytes.as_slice()).map_err(|error| error.to_string())?;
+    let whole = DynamicMessage::decode(KNOWN.clone(), bytes.as_slice()).map_err(|error| error.to_string())?;
     if let Some(place) = unknown(&whole) {
         return Err(format!(
             "the option (outbox.v1.rpc) has a field that this server does not know ({place}); it was written for a newer one"
