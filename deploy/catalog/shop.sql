@@ -9,7 +9,7 @@ returning id, email, status
 -- expect: one
 update users set status = 'active', activated_at = now()
 where id = :user_id and status = 'pending'
-returning id, email, status
+returning id, email, status, activated_at
 
 -- name: find_user
 -- expect: at_most_one

@@ -7,11 +7,12 @@ use std::{
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "outbox/v1/command.proto",
     "outbox/v1/document.proto",
     "outbox/v1/event.proto",
     "outbox/v1/inbox.proto",
+    "outbox/v1/options.proto",
     "outbox/v1/outbox.proto",
     "outbox/v1/reference.proto",
     "outbox/v1/relay.proto",

@@ -6,7 +6,7 @@ use tokio::{net::TcpListener, sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api,
+    api::{self, typed::Rpcs},
     catalog::Catalog,
     commit::Committer,
     config::Config,
@@ -45,6 +45,7 @@ pub struct Server {
     config: Config,
     connector: Connector,
     catalog: Catalog,
+    rpcs: Rpcs,
 }
 
 impl Server {
@@ -62,8 +63,12 @@ impl Server {
             Some(dir) => Catalog::load(dir, &mut connection).await?,
             None => Catalog::empty(),
         };
-        tracing::info!(commands = catalog.names().count(), "catalog prepared");
-        Ok(Self { config, connector, catalog })
+        let rpcs = match &config.catalog.dir {
+            Some(dir) => Rpcs::load(dir, &catalog, &config.commit)?,
+            None => Rpcs::default(),
+        };
+        tracing::info!(commands = catalog.names().count(), rpcs = rpcs.count(), "catalog prepared");
+        Ok(Self { config, connector, catalog, rpcs })
     }
 
     /// Serves until `shutdown` is cancelled, then drains: calls in progress and events in flight may end within
@@ -72,7 +77,7 @@ impl Server {
     /// # Errors
     /// When the listener fails, or the relay finds a database that it must not trust.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Failure> {
-        let Self { config, connector, catalog } = self;
+        let Self { config, connector, catalog, rpcs } = self;
         let drain = Duration::from_millis(config.grpc.drain_ms);
         let relay = match config.relay.enabled {
             true => Some(Relay::new(config.relay.clone(), &config.kafka, &config.database)?),
@@ -85,7 +90,7 @@ impl Server {
             "" => None,
             address => Some(TcpListener::bind(address).await?),
         };
-        let services = services(&config, &connector, catalog, reader.clone(), gauge.clone(), wake);
+        let services = services(&config, &connector, (catalog, rpcs), reader.clone(), gauge.clone(), wake);
 
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
@@ -121,7 +126,7 @@ impl Server {
 fn services(
     config: &Config,
     connector: &Connector,
-    catalog: Catalog,
+    (catalog, rpcs): (Catalog, Rpcs),
     reader: Reader,
     gauge: Gauge,
     wake: Option<Wake>,
@@ -139,6 +144,7 @@ fn services(
     api::Services {
         committer: Committer::new(Arc::clone(&catalog), executor, transactions, state.clone(), config, committed),
         catalog,
+        rpcs,
         state,
         claims: Claims::new(connector, &config.inbox),
         inbox: config.inbox.clone(),

@@ -31,18 +31,19 @@ def main():
     parser.add_argument("--server", required=True, help="address of outboxd, HOST:PORT")
     flags = parser.parse_args()
 
-    def run(*words, data=None):
+    def run(*words, data=None, headers=()):
         options = ["-plaintext", "-max-time", "10"] + (["-d", json.dumps(data)] if data is not None else [])
+        options += [word for header in headers for word in ("-H", header)]
         return subprocess.run([flags.grpcurl, *options, flags.server, *words], capture_output=True, text=True, timeout=30)
 
-    def call(method, data):
-        done = run(method, data=data)
+    def call(method, data, headers=()):
+        done = run(method, data=data, headers=headers)
         check(f"{method} succeeds ({done.stderr.strip()})", done.returncode, 0)
         return json.loads(done.stdout)
 
     services = set(run("list").stdout.split())
     expected = {"outbox.v1.OutboxService", "outbox.v1.EventService", "outbox.v1.StateService",
-                "outbox.v1.CommandService", "outbox.v1.InboxService", "grpc.health.v1.Health"}
+                "outbox.v1.CommandService", "outbox.v1.InboxService", "grpc.health.v1.Health", "shop.v1.Users"}
     check("the services that reflection lists", services & expected, expected)
     check("the server's health", call("grpc.health.v1.Health/Check", {}), {"status": "SERVING"})
 
@@ -87,6 +88,31 @@ def main():
     check("the queried row", found["result"]["rows"][0]["values"][0], {"text": user})
     commands = call("outbox.v1.CommandService/ListCommands", {})["commands"]
     check("the commands", {"activate_user", "find_user"} <= {command["name"] for command in commands}, True)
+
+    # A stream in both directions: grpcurl sends one message after the other, and prints each answer.
+    find = {"name": "find_user", "parameters": {"user_id": {"text": user}}}
+    steps = [{"begin": {"request_id": str(uuid.uuid4())}}, {"read": {"command": find}},
+             {"commit": {"operations": [{"command": find}]}}]
+    done = subprocess.run([flags.grpcurl, "-plaintext", "-max-time", "10", "-d", "@", flags.server,
+                           "outbox.v1.OutboxService/Transact"], input="\n".join(map(json.dumps, steps)),
+                          capture_output=True, text=True, timeout=30)
+    check(f"Transact succeeds ({done.stderr.strip()})", done.returncode, 0)
+    answers, rest = [], done.stdout.strip()
+    while rest:
+        answer, end = json.JSONDecoder().raw_decode(rest)
+        answers, rest = answers + [answer], rest[end:].strip()
+    check("the answers of the stream", [next(iter(answer)) for answer in answers], ["begun", "page", "committed"])
+    check("its disposition", answers[2]["committed"]["disposition"], "DISPOSITION_APPLIED")
+
+    # The shop's own RPC, described by reflection alone.
+    shopper = f"shopper-{uuid.uuid4()}"
+    call("outbox.v1.OutboxService/Commit", {"request_id": str(uuid.uuid4()), "operations": [{"command": {
+        "name": "create_user", "parameters": {"user_id": {"text": shopper}, "email": {"text": f"{shopper}@example.com"}}}}]})
+    named = (f"x-request-id: {uuid.uuid4()}",)
+    active = call("shop.v1.Users/Activate", {"user_id": shopper}, headers=named)
+    check("the status", active["status"], "USER_STATUS_ACTIVE")
+    check("the response to the repeat", call("shop.v1.Users/Activate", {"user_id": shopper}, headers=named), active)
+    check("what only reads", call("shop.v1.Users/Find", {"user_id": shopper})["user"], active)
 
     stored = call("outbox.v1.EventService/GetEvent", {"id": event_ids[0]})["event"]
     check("the stored type", stored["type"], "com.example.user.created")

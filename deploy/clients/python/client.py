@@ -23,7 +23,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from grpc_tools import protoc
 
-PROTO = pathlib.Path(__file__).resolve().parents[3] / "proto"
+REPO = pathlib.Path(__file__).resolve().parents[3]
+PROTO = REPO / "proto"
+CATALOG = REPO / "deploy" / "catalog"
 RPC_SECONDS = 10
 TRACE_ID = uuid.uuid4().hex
 checks = 0
@@ -41,12 +43,14 @@ def generate_stubs(folder):
     """Makes the stubs as any foreign user of the .proto files would, and imports them."""
     sources = sorted(str(p.relative_to(PROTO)) for p in PROTO.glob("outbox/v1/*.proto"))
     well_known = str(pathlib.Path(grpc_tools.__file__).parent / "_proto")
-    arguments = ["protoc", f"-I{PROTO}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
-    if protoc.main(arguments + sources) != 0:
+    arguments = ["protoc", f"-I{PROTO}", f"-I{CATALOG}", f"-I{well_known}", f"--python_out={folder}",
+                 f"--grpc_python_out={folder}"]
+    if protoc.main(arguments + sources + ["shop.proto"]) != 0:
         sys.exit("the stubs could not be generated")
     sys.path.insert(0, folder)
     names = ["outbox_pb2", "outbox_pb2_grpc", "event_pb2", "event_pb2_grpc", "value_pb2", "inbox_pb2", "inbox_pb2_grpc"]
-    return [importlib.import_module(f"outbox.v1.{name}") for name in names]
+    modules = [f"outbox.v1.{name}" for name in names] + ["shop_pb2", "shop_pb2_grpc"]
+    return [importlib.import_module(name) for name in modules]
 
 
 def happened_now():
@@ -55,10 +59,10 @@ def happened_now():
     return now
 
 
-def provoke(call, request):
+def provoke(call, request, **options):
     """Makes a call that must fail, and returns its code, its ErrorInfo and the fields its BadRequest names."""
     try:
-        call(request, timeout=RPC_SECONDS)
+        call(request, timeout=RPC_SECONDS, **options)
     except grpc.RpcError as error:
         status = rpc_status.from_call(error)
         if status is None:
@@ -112,7 +116,7 @@ def main():
     flags = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        outbox, outbox_grpc, event, event_grpc, value, inbox, inbox_grpc = generate_stubs(folder)
+        outbox, outbox_grpc, event, event_grpc, value, inbox, inbox_grpc, shop, shop_grpc = generate_stubs(folder)
     channel = grpc.insecure_channel(flags.server)
     grpc.channel_ready_future(channel).result(timeout=RPC_SECONDS)
     commits = outbox_grpc.OutboxServiceStub(channel)
@@ -150,8 +154,8 @@ def main():
     check("the number of event ids", len(set(answer.event_ids)), 3)
     check("the versions of the event ids", {uuid.UUID(i).version for i in answer.event_ids}, {7})
     check("the rows changed", [r.rows_affected for r in answer.results], [1, 1])
-    check("the columns", [c.name for c in answer.results[1].columns], ["id", "email", "status"])
-    check("the row", [v.text for v in answer.results[1].rows[0].values], [user, mail, "active"])
+    check("the columns", [c.name for c in answer.results[1].columns], ["id", "email", "status", "activated_at"])
+    check("the row", [v.text for v in answer.results[1].rows[0].values[:3]], [user, mail, "active"])
 
     # The same request again changes nothing and gets the same answer.
     replay = commits.Commit(request, timeout=RPC_SECONDS)
@@ -220,6 +224,30 @@ def main():
     again, = transact([begin])
     check("the disposition of its repeat", again.disposition, outbox.DISPOSITION_REPLAYED)
     check("the answer to its repeat", again.results, committed.results)
+
+    # The shop's own RPC: its messages and names, and nothing of the outbox but metadata.
+    users = shop_grpc.UsersStub(channel)
+    shopper = f"shopper-{uuid.uuid4()}"
+    commits.Commit(outbox.CommitRequest(request_id=str(uuid.uuid4()), operations=[
+        command("create_user", user_id=shopper, email=f"{shopper}@example.com")]), timeout=RPC_SECONDS)
+    named = (("x-request-id", str(uuid.uuid4())),)
+    activate = lambda: users.Activate.with_call(shop.ActivateRequest(user_id=shopper), timeout=RPC_SECONDS, metadata=named)
+    (active, first_call), (again, second_call) = activate(), activate()
+    told = [dict(call.initial_metadata()) for call in (first_call, second_call)]
+    check("the user", (active.id, active.status), (shopper, shop.USER_STATUS_ACTIVE))
+    check("the response to the repeat", again, active)
+    check("the dispositions", [t["x-outbox-disposition"] for t in told], ["APPLIED", "REPLAYED"])
+    check("the events of the repeat", told[1]["x-outbox-event-ids"], told[0]["x-outbox-event-ids"])
+    own = events.GetEvent(event.GetEventRequest(id=told[0]["x-outbox-event-ids"]), timeout=RPC_SECONDS).event
+    check("the event of the RPC", (own.topic, own.type, own.key), ("users", "user.activated", shopper.encode()))
+    check("what only reads", users.Find(shop.FindRequest(user_id=shopper), timeout=RPC_SECONDS).user, active)
+    code, info, _ = provoke(users.Activate, shop.ActivateRequest(user_id=shopper))
+    check("the reason without a request id", (code, info.reason),
+          (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_MISSING"))
+    code, info, _ = provoke(users.Activate, shop.ActivateRequest(user_id=shopper),
+                            metadata=(("x-request-id", str(uuid.uuid4())),))
+    check("the reason for a user who is active already", (code, info.reason),
+          (grpc.StatusCode.FAILED_PRECONDITION, "ROW_COUNT_MISMATCH"))
 
     # Errors are typed.
     other = outbox.CommitRequest(request_id=request.request_id, operations=[command("find_user", user_id=user)])

@@ -2618,6 +2618,157 @@ pub mod inbox_service_server {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TypedRpc {
+    /// Run in this order.
+    #[prost(message, repeated, tag = "1")]
+    pub operations: ::prost::alloc::vec::Vec<TypedOperation>,
+    /// Stored if and only if the operations succeed, in this order.
+    #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<TypedEvent>,
+    /// Values of the response that do not come from the column of their name.
+    #[prost(message, repeated, tag = "3")]
+    pub response: ::prost::alloc::vec::Vec<Assignment>,
+    /// Path of the request's field (a string) that carries the request id; empty: the metadata `x-request-id` does. Name a
+    /// field if something between caller and server makes request ids of its own, which differ from attempt to attempt.
+    #[prost(string, tag = "4")]
+    pub request_id_field: ::prost::alloc::string::String,
+    /// Path of the request's field (a string) that carries the namespace; empty: the metadata `x-namespace` does, and
+    /// without it the namespace is `default`.
+    #[prost(string, tag = "5")]
+    pub namespace_field: ::prost::alloc::string::String,
+}
+/// A command that the RPC runs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TypedOperation {
+    /// Its name in the catalog.
+    #[prost(string, tag = "1")]
+    pub command: ::prost::alloc::string::String,
+    /// Values of the parameters that do not come from the request's field of their name.
+    #[prost(message, repeated, tag = "2")]
+    pub parameters: ::prost::alloc::vec::Vec<Assignment>,
+    /// It runs only if this holds, which must be about an earlier operation.
+    #[prost(message, optional, tag = "3")]
+    pub only_if: ::core::option::Option<Condition>,
+    /// Path of a message field of the response that takes the result, the columns its fields of their names: a repeated one
+    /// a message for each row; a singular one the only row, and without a row it stays absent. Empty: the response itself
+    /// takes the only row. A command that may return more rows than its place takes is refused.
+    #[prost(string, tag = "4")]
+    pub into: ::prost::alloc::string::String,
+}
+/// An event that the RPC stores.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TypedEvent {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    /// CloudEvents `type`.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Absent, or a value that is absent or NULL: no key.
+    #[prost(message, optional, tag = "3")]
+    pub key: ::core::option::Option<Origin>,
+    /// CloudEvents `subject`: a field or a text.
+    #[prost(message, optional, tag = "4")]
+    pub subject: ::core::option::Option<Origin>,
+    /// CloudEvents `source`; empty means the server's configured default.
+    #[prost(string, tag = "5")]
+    pub source: ::prost::alloc::string::String,
+    /// It is stored only if this holds.
+    #[prost(message, optional, tag = "6")]
+    pub only_if: ::core::option::Option<Condition>,
+    /// Absent means the request as JSON.
+    #[prost(oneof = "typed_event::Payload", tags = "7, 8, 9, 10")]
+    pub payload: ::core::option::Option<typed_event::Payload>,
+}
+/// Nested message and enum types in `TypedEvent`.
+pub mod typed_event {
+    /// Absent means the request as JSON.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Payload {
+        /// The request itself.
+        #[prost(enumeration = "super::RequestPayload", tag = "7")]
+        Request(i32),
+        /// The first row of the operation of this index, as a JSON object with a member for each column.
+        #[prost(uint32, tag = "8")]
+        Row(u32),
+        /// A JSON object.
+        #[prost(message, tag = "9")]
+        Json(super::JsonObject),
+        /// No payload.
+        #[prost(message, tag = "10")]
+        Tombstone(super::Tombstone),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JsonObject {
+    /// Each is a member, or, with a dotted name, one of an object inside.
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<Assignment>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tombstone {}
+/// A value, and what takes it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Assignment {
+    /// A parameter's name, the path of a field of the response, or of a JSON object's member.
+    #[prost(string, tag = "1")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub from: ::core::option::Option<Origin>,
+}
+/// Where a value comes from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Origin {
+    /// Index of the operation of `column`.
+    #[prost(uint32, tag = "4")]
+    pub operation: u32,
+    #[prost(oneof = "origin::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<origin::Kind>,
+}
+/// Nested message and enum types in `Origin`.
+pub mod origin {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// A field of the request, by its path: names joined by dots.
+        #[prost(string, tag = "1")]
+        Field(::prost::alloc::string::String),
+        /// A column of an operation's first row.
+        #[prost(string, tag = "2")]
+        Column(::prost::alloc::string::String),
+        /// A constant, in the text form of what takes it.
+        #[prost(string, tag = "3")]
+        Text(::prost::alloc::string::String),
+    }
+}
+/// The form of a request as a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RequestPayload {
+    /// Protobuf's JSON form, its members in order of their names; `application/json`.
+    Json = 0,
+    /// The binary form; `application/protobuf`.
+    Protobuf = 1,
+}
+impl RequestPayload {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Json => "REQUEST_PAYLOAD_JSON",
+            Self::Protobuf => "REQUEST_PAYLOAD_PROTOBUF",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REQUEST_PAYLOAD_JSON" => Some(Self::Json),
+            "REQUEST_PAYLOAD_PROTOBUF" => Some(Self::Protobuf),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CommitRequest {
     /// Tenant; empty means `default`. At most 64 bytes.
     #[prost(string, tag = "1")]

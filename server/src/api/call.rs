@@ -1,12 +1,19 @@
 //! What every call has: a deadline, a namespace, a trace.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataMap};
 
 use super::status;
-use crate::{model::event::TraceContext, store};
+use crate::{
+    commit::{self, Committer},
+    model::{
+        commit::{Answer, Request as Commit},
+        event::TraceContext,
+    },
+    store,
+};
 
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -39,6 +46,16 @@ pub(super) async fn within<T>(
 ) -> Result<T, Status> {
     let done = tokio::time::timeout_at(deadline, work).await;
     done.unwrap_or(Err(store::Error::DeadlineExceeded)).map_err(|error| status::store(&error))
+}
+
+/// Commits before a call's deadline.
+pub(super) async fn commit(
+    committer: &Committer,
+    request: Commit,
+    deadline: Instant,
+) -> Result<Answer, Arc<commit::Error>> {
+    let answer = tokio::time::timeout_at(deadline, committer.commit(request, deadline)).await;
+    answer.unwrap_or_else(|_| Err(Arc::new(store::Error::DeadlineExceeded.into())))
 }
 
 /// The namespace a message names.

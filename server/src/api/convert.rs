@@ -11,6 +11,7 @@ use outbox_proto::v1::{self, operation, value::Kind};
 use prost_types::Timestamp;
 use uuid::Uuid;
 
+pub(super) use self::link::condition;
 pub(super) use self::transact::{begin, done, empty_step, step};
 use super::call;
 use crate::{
@@ -81,7 +82,7 @@ impl Faults {
     /// `None` when it is empty, which is a fault.
     fn operation(&mut self, index: usize, operation: v1::Operation, links: &mut Links) -> Option<Operation> {
         let field = format!("operations[{index}]");
-        let mut own = OperationLinks { only_if: operation.only_if.map(link::condition), ..OperationLinks::default() };
+        let mut own = OperationLinks { only_if: operation.only_if.map(condition), ..OperationLinks::default() };
         let converted = self.kind(&field, operation.kind, &mut own.parameters);
         if own != OperationLinks::default() {
             links.operations.insert(index, own);
@@ -159,7 +160,7 @@ impl Faults {
     }
 
     fn event(&mut self, index: usize, event: v1::NewEvent, links: &mut Links) -> EventDraft {
-        let mut own = EventLinks { only_if: event.only_if.map(link::condition), ..EventLinks::default() };
+        let mut own = EventLinks { only_if: event.only_if.map(condition), ..EventLinks::default() };
         own.key = event.key_from.map(link::reference);
         if own.key.is_some() && event.key.is_some() {
             self.add(format!("events[{index}].key_from"), "stands beside `key`; give one of them");

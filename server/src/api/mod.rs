@@ -7,23 +7,27 @@ mod call;
 mod command;
 mod convert;
 mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod held;
 mod inbox;
 mod malformed;
 mod outbox;
 mod page_token;
 mod reason;
+mod reflection;
 mod relay;
 mod state;
 mod status;
 mod trace;
 mod transact;
+pub mod typed;
 mod waiting;
 
 use std::{error::Error, sync::Arc};
 
 use outbox_proto::v1::{
-    FILE_DESCRIPTOR_SET, command_service_server::CommandServiceServer, event_service_server::EventServiceServer,
+    command_service_server::CommandServiceServer, event_service_server::EventServiceServer,
     inbox_service_server::InboxServiceServer, outbox_service_server::OutboxServiceServer,
     relay_service_server::RelayServiceServer, state_service_server::StateServiceServer,
 };
@@ -35,7 +39,11 @@ use tonic::{
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 pub use self::call::Limits;
-use self::{malformed::MalformedLayer, trace::TraceLayer};
+use self::{
+    malformed::MalformedLayer,
+    trace::TraceLayer,
+    typed::{Caller, Rpcs},
+};
 use crate::{
     catalog::Catalog,
     commit::Committer,
@@ -49,6 +57,8 @@ pub struct Services {
     pub committer: Committer,
     /// The commands there are.
     pub catalog: Arc<Catalog>,
+    /// The operator's own RPCs.
+    pub rpcs: Rpcs,
     /// Reads of business state.
     pub state: State,
     /// Leases on events.
@@ -84,6 +94,7 @@ pub async fn serve(
     let Services {
         committer,
         catalog,
+        rpcs,
         state,
         claims,
         inbox,
@@ -95,6 +106,7 @@ pub async fn serve(
         result_rows_max,
         request_bytes_max,
     } = services;
+    let typed = rpcs.routes(&Arc::new(Caller { committer: committer.clone(), limits, request_bytes_max }));
     let streams = transact::Streams::new(committer.clone(), &transact, result_rows_max);
     let outbox = OutboxServiceServer::new(outbox::Outbox::new(committer.clone(), streams, reader.clone(), limits))
         .max_decoding_message_size(request_bytes_max)
@@ -113,10 +125,12 @@ pub async fn serve(
     let inbox = InboxServiceServer::new(inbox::Inbox::new(claims, inbox, limits));
     let relay = RelayServiceServer::new(relay::Relays::new(gauge, limits));
     // grpcurl and older tools speak v1alpha only.
-    let (reflection, reflection_alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
+    let reflection = reflection::builder(&rpcs, "grpc.reflection.v1.ServerReflection").build_v1()?;
+    let reflection_alpha = reflection::builder(&rpcs, "grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?;
     Server::builder()
         .layer(TraceLayer)
         .layer(MalformedLayer)
+        .add_routes(typed)
         .add_service(outbox)
         .add_service(state)
         .add_service(command)
@@ -129,12 +143,4 @@ pub async fn serve(
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
         .await?;
     Ok(())
-}
-
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // So that tools can show the details of errors.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }

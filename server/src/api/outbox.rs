@@ -1,7 +1,5 @@
 //! `OutboxService`: Commit, Transact and GetCommit.
 
-use std::sync::Arc;
-
 use outbox_proto::v1::{
     CommitRequest, CommitResponse, GetCommitRequest, GetCommitResponse, TransactRequest, TransactResponse,
     outbox_service_server::OutboxService,
@@ -16,7 +14,7 @@ use super::{
     convert, status,
     transact::Streams,
 };
-use crate::{commit::Committer, model::commit::RequestKey, store, store::event::Reader};
+use crate::{commit::Committer, model::commit::RequestKey, store::event::Reader};
 
 pub(super) struct Outbox {
     committer: Committer,
@@ -38,8 +36,7 @@ impl OutboxService for Outbox {
         let trace = call::trace(&request);
         let request = convert::request(request.into_inner(), trace).map_err(status::invalid)?;
         let request_id = request.request_id.clone();
-        let answer = tokio::time::timeout_at(deadline, self.committer.commit(request, deadline));
-        let answer = answer.await.unwrap_or_else(|_| Err(Arc::new(store::Error::DeadlineExceeded.into())));
+        let answer = call::commit(&self.committer, request, deadline).await;
         let answer = answer.map_err(|error| status::commit(&error))?;
         convert::response(request_id, answer).map(Response::new).map_err(|error| status::unreadable(&error))
     }

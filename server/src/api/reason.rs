@@ -42,6 +42,7 @@ reasons! {
     INVALID_REQUEST: InvalidArgument, Mend;
     MALFORMED_REQUEST: InvalidArgument, Mend;
     REQUEST_TOO_LARGE: ResourceExhausted, Mend;
+    REQUEST_ID_MISSING: InvalidArgument, Mend;
     UNKNOWN_COMMAND: NotFound, Mend;
     NOT_READ_ONLY: FailedPrecondition, Mend;
     INVALID_VALUE: InvalidArgument, Mend;
@@ -74,6 +75,7 @@ reasons! {
     QUEUE_FULL: ResourceExhausted, Same;
     DATABASE_UNAVAILABLE: Unavailable, Settle;
     DEADLINE_EXCEEDED: DeadlineExceeded, Settle;
+    RESULT_UNREPRESENTABLE: Internal, Stop;
     INTERNAL: Internal, Settle;
 }
 

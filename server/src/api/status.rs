@@ -70,6 +70,18 @@ pub(super) fn too_large(message: String) -> Status {
     reply(reason::REQUEST_TOO_LARGE, message).status()
 }
 
+/// A call that names no request id, and where it would stand.
+pub(super) fn request_id_missing(place: &str) -> Status {
+    let message = format!("{place} must carry a request id, the same with every retry; a UUIDv7 is the best choice");
+    reply(reason::REQUEST_ID_MISSING, message).status()
+}
+
+/// A result that the response's type cannot hold. What was asked for has been done.
+pub(super) fn result_unrepresentable(operation: usize, description: &str) -> Status {
+    let message = format!("the response cannot hold the result of operation {operation}: {description}");
+    reply(reason::RESULT_UNREPRESENTABLE, message).operation(Some(operation)).status()
+}
+
 pub(super) fn event_not_found(id: &str) -> Status {
     let message = format!("no event {id} is stored in this namespace; events are kept for a limited time");
     reply(reason::EVENT_NOT_FOUND, message).with("event_id", &id).status()

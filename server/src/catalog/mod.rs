@@ -12,6 +12,8 @@ mod bind;
 mod document;
 mod error;
 mod file;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod lexer;
 mod prepare;
 mod rewrite;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use sqlx::{Connection as _, PgConnection};
 
 pub use bind::ParameterError;
+pub(crate) use bind::nearest;
 pub use error::{Error, Place, Problem};
 
 use crate::model::{document::Verb, value::SqlType};
@@ -102,7 +105,7 @@ impl Catalog {
 
     /// The known name that an unknown one most likely stands for.
     pub fn suggest(&self, unknown: &str) -> Option<&str> {
-        bind::nearest(unknown, self.names())
+        nearest(unknown, self.names())
     }
 }
 

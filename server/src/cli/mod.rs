@@ -58,7 +58,7 @@ struct Settings {
     /// Kafka brokers (kafka.bootstrap_servers)
     #[arg(long, global = true, value_name = "HOST:PORT,…")]
     kafka: Option<String>,
-    /// Folder of the commands' *.sql files (catalog.dir)
+    /// Folder of the commands' *.sql and the RPCs' *.binpb files (catalog.dir)
     #[arg(long, global = true, value_name = "FOLDER")]
     catalog: Option<String>,
 }

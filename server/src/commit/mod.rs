@@ -11,6 +11,7 @@ mod limits;
 mod links;
 mod operation;
 mod query;
+pub mod shape;
 pub mod transact;
 
 use std::sync::Arc;

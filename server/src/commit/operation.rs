@@ -54,7 +54,7 @@ pub(super) fn bind(
 }
 
 /// Where among the arguments the linked parameters are.
-fn positions(command: &Command, linked: &BTreeMap<String, Reference>) -> Vec<Linked> {
+pub(super) fn positions(command: &Command, linked: &BTreeMap<String, Reference>) -> Vec<Linked> {
     let before = usize::from(command.namespace_position.is_some());
     let parameters = command.parameters.iter().enumerate();
     let linked = parameters.filter_map(|(index, parameter)| {

@@ -98,7 +98,7 @@ impl Default for Database {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Catalog {
-    /// Folder of `*.sql` files, read once at start. Empty: no commands.
+    /// Folder of `*.sql` files (commands) and `*.binpb` files (RPCs made of them), read once at start. Not set: there are none.
     pub dir: Option<PathBuf>,
 }
 

@@ -12,6 +12,7 @@ mod report;
 mod server;
 mod spans;
 mod story;
+mod typed;
 
 use std::{
     fs::{self, File},

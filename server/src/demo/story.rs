@@ -16,7 +16,7 @@ use super::{
     kafka::Record,
     mailer::{Mailer, Mails},
     report::Report,
-    spans,
+    spans, typed,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -48,6 +48,7 @@ pub(super) async fn tell(world: &mut World, report: &mut Report) -> Result<(), F
     let mailer = consume(world, report).await?;
     deliver_again(world, report, &record, &mailer).await?;
     retry(world, report, &activation).await?;
+    typed::call(world, report).await?;
     follow_trace(world, report, &activation, &stored, &record);
     crash::survive(world, report, &mailer).await?;
     report.step("stop", "SIGTERM: consumer and server drain and end");

@@ -3,6 +3,7 @@
 //! ```text
 //! .outboxd/lock                 held by the one running `outboxd dev`
 //! .outboxd/catalog/*.sql        the commands, to be edited; schema.psql makes their tables
+//! .outboxd/catalog/*.binpb      the sample's RPCs, compiled out of shop.proto beside them
 //! .outboxd/postgres/            the cluster's home, see `postgres`
 //! ```
 //!
@@ -20,9 +21,11 @@ use sha2::{Digest as _, Sha256};
 use super::{Error, account::Account};
 
 /// The sample catalog: file names and contents.
-const CATALOG: [(&str, &str); 2] = [
-    ("shop.sql", include_str!("../../../deploy/catalog/shop.sql")),
-    (SCHEMA, include_str!("../../../deploy/catalog/schema.psql")),
+const CATALOG: [(&str, &[u8]); 4] = [
+    ("shop.sql", include_bytes!("../../../deploy/catalog/shop.sql")),
+    ("shop.proto", include_bytes!("../../../deploy/catalog/shop.proto")),
+    ("shop.binpb", include_bytes!("../../../deploy/catalog/shop.binpb")),
+    (SCHEMA, include_bytes!("../../../deploy/catalog/schema.psql")),
 ];
 const SCHEMA: &str = "schema.psql";
 
@@ -55,19 +58,23 @@ impl Folder {
         &self.path
     }
 
-    /// Writes the sample catalog's files that are not there yet; returns their folder.
+    /// Writes the sample catalog unless there is a catalog; returns its folder.
+    ///
+    /// All or nothing: its files fit together, and a newer sample's need not fit an older one's that was kept.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write_catalog(&self) -> Result<PathBuf, Error> {
-        let folder = self.path.join("catalog");
-        fs::create_dir_all(&folder).map_err(|error| Error::Io(folder.clone(), error))?;
-        for (name, text) in CATALOG {
-            let file = folder.join(name);
-            if !file.exists() {
-                fs::write(&file, text).map_err(|error| Error::Io(file.clone(), error))?;
-            }
+        let (folder, draft) = (self.path.join("catalog"), self.path.join("catalog.draft"));
+        if folder.is_dir() {
+            return Ok(folder);
         }
+        fs::create_dir_all(&draft).map_err(|error| Error::Io(draft.clone(), error))?;
+        for (name, contents) in CATALOG {
+            let file = draft.join(name);
+            fs::write(&file, contents).map_err(|error| Error::Io(file.clone(), error))?;
+        }
+        fs::rename(&draft, &folder).map_err(|error| Error::Io(folder.clone(), error))?;
         Ok(folder)
     }
 
@@ -137,11 +144,13 @@ mod tests {
         let folder = Folder::open(&path).expect("the folder can be made");
         let catalog = folder.write_catalog().expect("the catalog can be written");
         fs::write(catalog.join("shop.sql"), "-- mine").expect("a file can be written");
+        fs::remove_file(catalog.join("shop.binpb")).expect("the file is there");
         folder.write_catalog().expect("the catalog is there");
         let kept = fs::read_to_string(catalog.join("shop.sql"));
+        let left_out = !catalog.join("shop.binpb").exists();
         let schema = folder.schema();
         fs::remove_dir_all(&path).expect("the folder is there");
-        assert_eq!(kept.expect("the file is there"), "-- mine");
+        assert_eq!((kept.expect("the file is there").as_str(), left_out), ("-- mine", true));
         assert!(schema.expect("the schema is there").1.contains("create table if not exists users"));
     }
 }

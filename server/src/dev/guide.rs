@@ -34,6 +34,7 @@ outboxd is running.
   Kafka     {kafka}
   data      {data}
   commands  {catalog}/*.sql, their tables in schema.psql; edit them, then restart
+  own RPCs  {catalog}/*.binpb, compiled out of shop.proto: shop.v1.Users/Activate and Find
 {warning}
 Try
   Activate a user and publish the event, both or neither. Again: the same answer, REPLAYED, and nothing applied twice.
@@ -47,6 +48,11 @@ Try
 
     grpcurl -plaintext -d '{{"request_id": "activate-user-7"}}' {listen} outbox.v1.OutboxService/GetCommit
     grpcurl -plaintext -d '{{"topic": "users"}}' {listen} outbox.v1.EventService/ListEvents
+
+  The same as an RPC of its own, which the sample's shop.proto declares; and one that only reads:
+
+    grpcurl -plaintext -H 'x-request-id: activate-user-9' -d '{{"user_id": "user-9"}}' {listen} shop.v1.Users/Activate
+    grpcurl -plaintext -d '{{"user_id": "user-9"}}' {listen} shop.v1.Users/Find
 
   The same from Rust, with the SDK (in a checkout of outboxd), and a consumer of the events:
 

@@ -96,7 +96,7 @@ fn the_demo_holds_every_check_and_leaves_nothing_behind() {
     assert!(output.status.success() && failed.is_empty(), "{failed:#?} {}", stderr(&output));
     let names: Vec<_> = steps.iter().filter_map(|step| step["step"].as_str()).collect();
     let story = [
-        "start", "commit", "rows", "kafka", "consumer", "repeat", "retry", "trace", "crash", "verify", "stop",
+        "start", "commit", "rows", "kafka", "consumer", "repeat", "retry", "typed", "trace", "crash", "verify", "stop",
         "summary",
     ];
     assert_eq!(names, story);

@@ -36,3 +36,6 @@ mod support;
 mod tidy;
 mod trace;
 mod transact;
+mod typed;
+mod typed_problems;
+mod typed_values;

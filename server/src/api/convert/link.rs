@@ -11,7 +11,7 @@ pub(super) fn reference(reference: v1::Reference) -> Reference {
     Reference { operation: index(reference.operation), column: reference.column, row: index(reference.row) }
 }
 
-pub(super) fn condition(condition: v1::Condition) -> Condition {
+pub(in crate::api) fn condition(condition: v1::Condition) -> Condition {
     Condition {
         operation: index(condition.operation),
         rows_min: condition.rows_min.unwrap_or(1),

@@ -76,6 +76,11 @@ impl SqlType {
             .unwrap_or_else(|| Self::Other(name.to_owned()))
     }
 
+    /// Every type that has a name of its own.
+    pub fn named() -> impl Iterator<Item = Self> {
+        NAMED.into_iter().map(|(_, ty)| ty)
+    }
+
     /// The character between two elements of an array of this type: `,` but for one built-in type.
     pub(super) fn delimiter(&self) -> char {
         match self {

@@ -124,14 +124,20 @@ impl Inner {
         self.claim(connection, &commit.claim).await?;
         let mut results = Vec::with_capacity(commit.operations.len());
         for (index, operation) in commit.operations.iter().enumerate() {
-            results.push(if !commit.runs(index, &results) {
-                OperationResult::of_skipped()
-            } else if operation.linked.is_empty() {
-                self::operation(&self.statements, connection, operation, index).await?
-            } else {
-                let operation = operation.resolved(index, &results)?;
-                self::operation(&self.statements, connection, &operation, index).await?
-            });
+            if !commit.runs(index, &results) {
+                results.push(OperationResult::of_skipped());
+                continue;
+            }
+            let result = match operation.linked.is_empty() {
+                true => self::operation(&self.statements, connection, operation, index).await?,
+                false => {
+                    let operation = operation.resolved(index, &results)?;
+                    self::operation(&self.statements, connection, &operation, index).await?
+                }
+            };
+            // Here already, not only at the end: what a missing row would have given to others is not what is wrong.
+            self.statements.check(&operation.command, index, &result).map_err(Failure::Final)?;
+            results.push(result);
         }
         if commit.links.events.is_empty() {
             return self.finish(connection, commit, &results).await;

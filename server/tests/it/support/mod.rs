@@ -6,3 +6,4 @@ pub(crate) mod outbox;
 pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod transaction;
+pub(crate) mod typed;

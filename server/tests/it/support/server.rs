@@ -144,6 +144,10 @@ impl Server {
         Self { url, pool, channel, address, shutdown, running: Some(running), catalog, database }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A connection of its own: one carries 200 calls at a time.
     pub(crate) fn connect_anew(&self) -> Channel {
         connect(self.address)
