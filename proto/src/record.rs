@@ -9,6 +9,8 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
+use crate::sequence::SEQUENCE;
+
 /// Prefix of every header that carries a CloudEvents attribute. No free header may start with it.
 pub const ATTRIBUTE_PREFIX: &str = "ce_";
 /// Header of the payload's media type.
@@ -17,10 +19,6 @@ pub const CONTENT_TYPE: &str = "content-type";
 pub const TRACEPARENT: &str = "traceparent";
 /// Header of the W3C trace state.
 pub const TRACESTATE: &str = "tracestate";
-
-/// Header of an event's place in the sequence of its key, in topics that have them: [`Sequence`]. No free header may be
-/// named so.
-pub const SEQUENCE: &str = "outbox-sequence";
 
 /// Prefix of the headers that tell where a record in a dead-letter topic comes from. No free header may start with it.
 pub const ORIGIN_PREFIX: &str = "outbox-origin-";
@@ -98,27 +96,6 @@ pub enum DecodeError {
 pub fn is_free_header(name: &str) -> bool {
     let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX].iter().any(|prefix| name.starts_with(prefix));
     !name.is_empty() && !reserved && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE, SEQUENCE].contains(&name)
-}
-
-/// An event's place in the gap-free sequence of its namespace, topic and key. Good for telling that something is missing
-/// or comes again; never a ground for dropping an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sequence<'a> {
-    /// What the number belongs to: numbers of two epochs say nothing of each other. The later one is greater.
-    pub epoch: u64,
-    /// Counted from 1 in each epoch.
-    pub number: u64,
-    /// The event's namespace.
-    pub namespace: &'a str,
-}
-
-impl<'a> Sequence<'a> {
-    /// Reads the header's value: epoch, number and namespace, parted by `/`.
-    pub fn parse(value: &'a str) -> Option<Self> {
-        let mut parts = value.splitn(3, '/');
-        let (epoch, number) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(Self { epoch, number, namespace: parts.next()? })
-    }
 }
 
 /// The attributes of an event that is stored elsewhere, to be encoded without copying them.
@@ -300,15 +277,6 @@ mod tests {
         assert_eq!(with("ce_time", b"noon"), Err(DecodeError::Time("noon".into())));
         assert_eq!(with("ce_source", b"\xff"), Err(DecodeError::NotUtf8("ce_source")));
         assert_eq!(decode(&[]), Err(DecodeError::Missing("ce_specversion")));
-    }
-
-    #[test]
-    fn a_sequence_is_read_whatever_its_namespace_is_called() {
-        let read = Sequence::parse("1764000000000/42/a/b").expect("it is one");
-        assert_eq!(read, Sequence { epoch: 1_764_000_000_000, number: 42, namespace: "a/b" });
-        for wrong in ["", "1", "1/2", "1/x/default", "-1/2/default"] {
-            assert_eq!(Sequence::parse(wrong), None, "{wrong}");
-        }
     }
 
     #[test]

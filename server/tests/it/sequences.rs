@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use futures_util::future::join_all;
 use outbox_harness::kafka;
-use outbox_proto::record::{SEQUENCE, Sequence};
+use outbox_proto::sequence::{SEQUENCE, Sequence};
 use outbox_server::store::sequence;
 use rdkafka::message::Message as _;
 use sqlx::{Connection as _, Executor as _};

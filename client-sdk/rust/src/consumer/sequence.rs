@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use outbox_proto::record::{SEQUENCE, Sequence};
+use outbox_proto::sequence::{SEQUENCE, Sequence};
 use rdkafka::{
     Message as _,
     message::{Headers as _, OwnedMessage},

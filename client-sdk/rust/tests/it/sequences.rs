@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use outbox_proto::record::{Attributes, SEQUENCE};
+use outbox_proto::{record::Attributes, sequence::SEQUENCE};
 use outbox_sdk::{Irregularity, IrregularityKind as Kind};
 
 use crate::rig::{Effect, Rig, Running, event};

@@ -7,10 +7,12 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says why")]
 
+mod bare;
+
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -24,12 +26,10 @@ use outbox_sdk::{
     claim::{Claim, MemoryClaims},
 };
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
-use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
 const PARTITIONS: i32 = 6;
@@ -100,13 +100,13 @@ async fn round(options: &Options, topic: &str) -> Round {
     let slow = options.slow_events.min(options.events);
     let bare = blocking({
         let (topic, events) = (topic.to_owned(), options.events);
-        move || read_bare(&topic, events)
+        move || bare::read(&topic, events)
     });
     let bare = bare.await;
     let bare_write = blocking({
         let (topic, events, batch) = (topic.to_owned(), options.events, options.batch);
         let runtime = tokio::runtime::Handle::current();
-        move || write_bare(&runtime, &topic, events, batch)
+        move || bare::write(&runtime, &topic, events, batch)
     });
     let bare_write = bare_write.await;
 
@@ -227,82 +227,6 @@ impl Effect for Millisecond {
         self.0.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
         Ok(Vec::new())
     }
-}
-
-/// One reader per partition, each on its own thread; `each` is called with every record. The rate over all of them, from
-/// the first record of any on.
-fn read_all<R>(topic: &str, events: usize, reader: impl Fn() -> R + Sync) -> f64
-where
-    R: FnMut(Option<&BorrowedMessage<'_>>),
-{
-    let (read, began) = (AtomicUsize::new(0), std::sync::OnceLock::new());
-    std::thread::scope(|scope| {
-        for partition in 0..PARTITIONS {
-            let (read, began, reader) = (&read, &began, &reader);
-            scope.spawn(move || {
-                let consumer = assigned(topic, partition);
-                let mut each = reader();
-                while read.load(Relaxed) < events {
-                    match consumer.poll(Duration::from_millis(10)) {
-                        Some(record) => {
-                            began.get_or_init(Instant::now);
-                            each(Some(&record.expect("the record can be read")));
-                            read.fetch_add(1, Relaxed);
-                        }
-                        None => each(None),
-                    }
-                }
-                each(None);
-            });
-        }
-    });
-    events as f64 / began.get().expect("something was read").elapsed().as_secs_f64()
-}
-
-fn assigned(topic: &str, partition: i32) -> BaseConsumer {
-    let consumer: BaseConsumer = kafka::client()
-        .set("group.id", format!("bench-{}", Uuid::now_v7()))
-        .set("enable.auto.commit", "false")
-        .create()
-        .expect("a consumer can be made");
-    let mut assignment = TopicPartitionList::new();
-    let from = assignment.add_partition_offset(topic, partition, Offset::Beginning);
-    from.and_then(|()| consumer.assign(&assignment)).expect("the partition can be assigned");
-    consumer
-}
-
-fn read_bare(topic: &str, events: usize) -> f64 {
-    read_all(topic, events, || |_: Option<&BorrowedMessage<'_>>| {})
-}
-
-/// What is read is written in transactions of `batch` records, or of fewer when none follows.
-fn write_bare(runtime: &tokio::runtime::Handle, topic: &str, events: usize, batch: usize) -> f64 {
-    let database = runtime.block_on(ledger());
-    read_all(topic, events, || {
-        let mut connection = runtime.block_on(database.connect());
-        let (mut ids, mut payloads) = (Vec::<Uuid>::new(), Vec::<Vec<u8>>::new());
-        move |record: Option<&BorrowedMessage<'_>>| {
-            if let Some(record) = record {
-                let headers = record.headers().expect("it has headers");
-                let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
-                let id = std::str::from_utf8(id.expect("it has an id")).expect("it is text");
-                ids.push(Uuid::try_parse(id).expect("it is a UUID"));
-                payloads.push(record.payload().unwrap_or_default().to_vec());
-            }
-            if ids.len() >= batch || (record.is_none() && !ids.is_empty()) {
-                runtime.block_on(write(&mut connection, &ids, &payloads));
-                ids.clear();
-                payloads.clear();
-            }
-        }
-    })
-}
-
-async fn write(connection: &mut PgConnection, ids: &[Uuid], payloads: &[Vec<u8>]) {
-    let mut transaction = connection.begin().await.expect("it begins");
-    let insert = sqlx::query(INSERT).bind(ids).bind(payloads).execute(&mut *transaction).await;
-    insert.expect("it can be written");
-    transaction.commit().await.expect("it commits");
 }
 
 async fn fill(topic: &str, events: usize) {
