@@ -11,7 +11,7 @@ use crate::{
     commit::Committer,
     config::Config,
     ops,
-    relay::{self, Relay, Wake},
+    relay::{self, Inflow, Relay, Wake},
     store::{
         self,
         commit::{Executor, Statements, transact::Transactions},
@@ -86,6 +86,8 @@ impl Server {
         };
         let services = services(&config, &connector, catalog, reader.clone(), gauge.clone(), wake);
 
+        let inflow = relay.as_ref().map(|relay| Inflow::new(&config.database, relay.wake()).run(shutdown.clone()));
+        let inflow = inflow.map(tokio::spawn);
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
         let ages = config.retention.enabled.then(|| Ages::new(&config));
@@ -107,7 +109,7 @@ impl Server {
             Some(relaying) => relaying.await?,
             None => Ok(()),
         };
-        for task in [reporter, partitions].into_iter().chain(metrics) {
+        for task in [reporter, partitions].into_iter().chain(metrics).chain(inflow) {
             task.abort();
         }
         tracing::info!("stopped");

@@ -684,8 +684,8 @@ pub struct CheckDocument {
 /// An event to be stored and published.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NewEvent {
-    /// UUIDv7; empty lets the server make one. One made by the caller must lie within the server's clock window and
-    /// be unique. It is the id consumers deduplicate by.
+    /// UUIDv7; empty lets the server make one. One made by the caller must lie within the server's clock window (around
+    /// `deliver_after` when the event is delayed) and be unique. It is the id consumers deduplicate by.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// Kafka topic, 1 to 249 characters out of letters, digits, `.`, `_` and `-`.
@@ -721,6 +721,13 @@ pub struct NewEvent {
     /// The event is stored only if this holds; its id in the answer is empty otherwise.
     #[prost(message, optional, tag = "14")]
     pub only_if: ::core::option::Option<Condition>,
+    /// Delays the event: it is stored with the commit, as durably as any other, and published when this time has come, soon
+    /// after it and never before. Absent or past: at once. At most 31 days ahead unless configured otherwise.
+    /// It takes its place in the order of its key when it is due: behind everything that was committed before then, whether
+    /// before or after this commit. Delayed events of one key follow each other in the order in which they are due.
+    /// Its id is made for that time, too, so that it lists and is kept among the events of then.
+    #[prost(message, optional, tag = "15")]
+    pub deliver_after: ::core::option::Option<::prost_types::Timestamp>,
     /// The record's value, published byte for byte. Absent: a tombstone.
     #[prost(oneof = "new_event::Payload", tags = "7, 8, 12")]
     pub payload: ::core::option::Option<new_event::Payload>,
@@ -783,11 +790,14 @@ pub struct Event {
     pub settled: bool,
     #[prost(enumeration = "EventState", tag = "16")]
     pub state: i32,
+    /// Of SCHEDULED: when it is due. It has no position until then.
+    #[prost(message, optional, tag = "17")]
+    pub deliver_after: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Something that happened to an event.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventStep {
-    /// PENDING: it was stored.
+    /// SCHEDULED: it was stored, to be published later. PENDING: it was stored, or its time had come.
     #[prost(enumeration = "EventState", tag = "1")]
     pub state: i32,
     #[prost(message, optional, tag = "2")]
@@ -839,10 +849,10 @@ pub struct ListEventsRequest {
     /// Only this type; empty means all.
     #[prost(string, tag = "4")]
     pub r#type: ::prost::alloc::string::String,
-    /// Created at or after; absent means one hour before `created_before`.
+    /// Created, or due when it was delayed, at or after; absent means one hour before `created_before`.
     #[prost(message, optional, tag = "5")]
     pub created_from: ::core::option::Option<::prost_types::Timestamp>,
-    /// Created before; absent means now.
+    /// Created or due before; absent means now.
     #[prost(message, optional, tag = "6")]
     pub created_before: ::core::option::Option<::prost_types::Timestamp>,
     /// 1 to 1,000; 0 means 100.
@@ -874,7 +884,7 @@ pub struct WaitPublishedRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WaitPublishedResponse {
-    /// One for each id, in the request's order. PENDING ones are those for which the time did not suffice.
+    /// One for each id, in the request's order. PENDING and SCHEDULED ones are those for which the time did not suffice.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<WaitedEvent>,
 }
@@ -1037,6 +1047,8 @@ pub enum EventState {
     Held = 3,
     /// Given up by an operator.
     Discarded = 4,
+    /// Stored, and not due yet.
+    Scheduled = 5,
 }
 impl EventState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1050,6 +1062,7 @@ impl EventState {
             Self::Published => "EVENT_STATE_PUBLISHED",
             Self::Held => "EVENT_STATE_HELD",
             Self::Discarded => "EVENT_STATE_DISCARDED",
+            Self::Scheduled => "EVENT_STATE_SCHEDULED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1060,6 +1073,7 @@ impl EventState {
             "EVENT_STATE_PUBLISHED" => Some(Self::Published),
             "EVENT_STATE_HELD" => Some(Self::Held),
             "EVENT_STATE_DISCARDED" => Some(Self::Discarded),
+            "EVENT_STATE_SCHEDULED" => Some(Self::Scheduled),
             _ => None,
         }
     }
@@ -1332,7 +1346,7 @@ pub mod event_service_client {
         }
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
         pub async fn park(
             &mut self,
             request: impl tonic::IntoRequest<super::ParkRequest>,
@@ -1376,8 +1390,9 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("outbox.v1.EventService", "Unpark"));
             self.inner.unary(req, path, codec).await
         }
-        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
-        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
+        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
+        /// published.
         pub async fn discard(
             &mut self,
             request: impl tonic::IntoRequest<super::DiscardRequest>,
@@ -1451,7 +1466,7 @@ pub mod event_service_server {
         >;
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
         async fn park(
             &self,
             request: tonic::Request<super::ParkRequest>,
@@ -1461,8 +1476,9 @@ pub mod event_service_server {
             &self,
             request: tonic::Request<super::UnparkRequest>,
         ) -> std::result::Result<tonic::Response<super::UnparkResponse>, tonic::Status>;
-        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
-        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
+        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
+        /// published.
         async fn discard(
             &self,
             request: tonic::Request<super::DiscardRequest>,
@@ -2728,6 +2744,9 @@ pub struct GetRelayResponse {
     /// Where events are read from.
     #[prost(message, optional, tag = "8")]
     pub source: ::core::option::Option<RelaySource>,
+    /// Delayed events that are not due yet, counted to 10,000. Those that are due count as unsettled.
+    #[prost(int64, tag = "9")]
+    pub scheduled: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelaySource {

@@ -172,13 +172,14 @@ impl Faults {
             }
             parsed
         });
-        let moment = event.time.and_then(|moment| {
-            let time = time(moment);
-            if time.is_none() {
-                self.add(format!("events[{index}].time"), "is not a valid timestamp");
+        let mut moment = |field: &str, moment: Option<Timestamp>| {
+            let time = moment.map(time);
+            if time == Some(None) {
+                self.add(format!("events[{index}].{field}"), "is not a valid timestamp");
             }
-            time
-        });
+            time.flatten()
+        };
+        let (time, deliver_after) = (moment("time", event.time), moment("deliver_after", event.deliver_after));
         let (data, media_type) = match event.payload {
             None => (None, None),
             Some(v1::new_event::Payload::Data(data)) => (Some(data.into()), Some("application/octet-stream")),
@@ -203,7 +204,8 @@ impl Faults {
             data,
             content_type: text(event.content_type).or(media_type.map(Into::into)),
             headers: event.headers.into_iter().collect(),
-            time: moment,
+            time,
+            deliver_after,
         }
     }
 }
@@ -345,14 +347,16 @@ pub(super) fn event(listed: Listed) -> v1::Event {
         traceparent: event.trace.map(|trace| trace.parent).unwrap_or_default(),
         lane: u32::try_from(stored.lane).unwrap_or_default(),
         position: stored.position,
-        settled: listed.state != EventState::Pending,
+        settled: !matches!(listed.state, EventState::Scheduled | EventState::Pending),
         state: state(listed.state).into(),
+        deliver_after: event.due_at.map(timestamp),
     }
 }
 
 /// Where an event is on its way.
 pub(super) fn state(state: EventState) -> v1::EventState {
     match state {
+        EventState::Scheduled => v1::EventState::Scheduled,
         EventState::Pending => v1::EventState::Pending,
         EventState::Published => v1::EventState::Published,
         EventState::Held => v1::EventState::Held,

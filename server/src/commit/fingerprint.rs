@@ -40,6 +40,11 @@ pub fn of(request: &Request) -> [u8; 32] {
     if !request.links.is_empty() {
         hash.links(&request.links);
     }
+    for (index, event) in request.events.iter().enumerate() {
+        if let Some(after) = event.deliver_after {
+            hash.delay(index, after.timestamp_micros());
+        }
+    }
     hash.0.finalize().into()
 }
 
@@ -114,6 +119,13 @@ impl Hash {
         self.bytes(consume.source.as_bytes());
         self.bytes(consume.event_id.as_bytes());
         self.bytes(&consume.event_time.timestamp_micros().to_le_bytes());
+    }
+
+    fn delay(&mut self, event: usize, after_micros: i64) {
+        // In the place of a consumer's name, whose length it cannot be.
+        self.length(usize::MAX - 1);
+        self.length(event);
+        self.bytes(&after_micros.to_le_bytes());
     }
 
     fn links(&mut self, links: &Links) {
@@ -259,6 +271,8 @@ mod tests {
             change(|r| r.consume = Some(Consume { consumer: "d".into(), ..consume() })),
             change(|r| r.consume = Some(Consume { event_id: uuid::Uuid::max(), ..consume() })),
             change(|r| drop(r.events[0].headers.insert("a".into(), "b".into()))),
+            change(|r| r.events[0].deliver_after = Some(chrono::DateTime::UNIX_EPOCH)),
+            change(|r| r.events[0].deliver_after = Some(chrono::DateTime::<chrono::Utc>::MAX_UTC)),
         ];
         let distinct: std::collections::HashSet<_> = prints.iter().collect();
         assert_eq!(distinct.len(), prints.len());

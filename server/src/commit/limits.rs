@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use outbox_proto::record;
 
+use super::draft;
 use crate::{
     config,
     model::{
@@ -177,12 +178,22 @@ impl Faults {
         self.text("content_type", event.content_type.as_deref().unwrap_or_default(), ATTRIBUTE_BYTES_MAX);
         self.headers(event);
         self.size(event, config.event_bytes_max);
+        let due_at = draft::due_at(event, now);
+        if let Some(due_at) = due_at {
+            let hours = config.deliver_after_max_hours;
+            self.check_now("deliver_after", due_at - now <= TimeDelta::hours(hours.into()), || {
+                format!("is more than {hours} h ahead of the server's time {now}")
+            });
+        }
         if let Some(id) = &event.id {
-            let window = clock_window(config);
-            let time = uuid_time(id);
+            let (window, time) = (clock_window(config), uuid_time(id));
+            let (expected, of) = match due_at {
+                Some(due_at) => (due_at, "`deliver_after`"),
+                None => (now, "the server's time"),
+            };
             self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
-            self.check_now("id", time.is_none_or(|time| (time - now).abs() <= window), || {
-                format!("was made more than {} s from the server's time {now}", window.num_seconds())
+            self.check_now("id", time.is_none_or(|time| (time - expected).abs() <= window), || {
+                format!("was made for more than {} s from {of} {expected}", window.num_seconds())
             });
         }
     }

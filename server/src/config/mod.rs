@@ -124,6 +124,8 @@ pub struct Commit {
     pub result_rows_max: u64,
     /// How far a caller's event id may lie from the server's clock, either way.
     pub event_id_clock_window_ms: u64,
+    /// How far ahead an event may be delayed.
+    pub deliver_after_max_hours: u32,
     /// CloudEvents `source` of events that name none.
     pub default_source: String,
 }
@@ -141,6 +143,7 @@ impl Default for Commit {
             document_bytes_max: 1 << 20,
             result_rows_max: 1_000,
             event_id_clock_window_ms: 600_000,
+            deliver_after_max_hours: 744,
             default_source: "outboxd".into(),
         }
     }

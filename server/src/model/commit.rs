@@ -98,6 +98,8 @@ pub struct EventDraft {
     pub headers: BTreeMap<String, String>,
     /// When it happened.
     pub time: Option<DateTime<Utc>>,
+    /// Not to be published before.
+    pub deliver_after: Option<DateTime<Utc>>,
 }
 
 /// What a commit is remembered under.

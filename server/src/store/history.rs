@@ -37,6 +37,7 @@ struct Found {
     id: Uuid,
     position: i64,
     state: String,
+    scheduled_at: Option<DateTime<Utc>>,
     held_at: Option<DateTime<Utc>>,
     held_reason: Option<String>,
     discarded_at: Option<DateTime<Utc>>,
@@ -70,7 +71,11 @@ impl Reader {
         let Some(found) = self.found(namespace, &[id]).await?.into_iter().next() else { return Ok(Vec::new()) };
         let deliveries = self.deliveries(std::slice::from_ref(&found)).await?;
         let step = |state, time, place, reason| Step { state, time, place, reason };
-        let mut steps = vec![step(EventState::Pending, created(id), None, None)];
+        let first = match found.scheduled_at {
+            Some(time) => step(EventState::Scheduled, time, None, None),
+            None => step(EventState::Pending, created(id), None, None),
+        };
+        let mut steps = vec![first];
         for (delivered, time) in deliveries {
             steps.push(step(EventState::Published, time, Some(delivered), None));
         }
@@ -87,14 +92,23 @@ impl Reader {
 
     async fn found(&self, namespace: &str, ids: &[Uuid]) -> Result<Vec<Found>, Error> {
         sqlx::query_as(
-            "select e.id, e.position, outbox.event_state(e) as state,
+            "select e.id, e.position, outbox.event_state(e) as state, null::timestamptz as scheduled_at,
                     coalesce(h.held_at, d.held_at) as held_at, coalesce(s.reason, d.held_reason) as held_reason,
                     d.discarded_at, d.reason as discard_reason
              from outbox.events e
              left join outbox.held h on h.id = e.id
              left join outbox.holds s on s.hold = h.hold
-             left join outbox.discarded d on d.id = e.id
-             where e.id = any($1) and e.namespace = $2",
+             left join outbox.discarded d on d.id = e.id and d.position = e.position
+             where e.id = any($1) and e.namespace = $2
+             union all
+             select s.id, 0, 'scheduled', s.scheduled_at, null, null, null, null
+             from outbox.scheduled s
+             where s.id = any($1) and s.namespace = $2
+             union all
+             select d.id, 0, 'discarded', d.held_at, null, null, d.discarded_at, d.reason
+             from outbox.discarded d
+             where d.position = 0 and not exists (select from outbox.events e where e.id = d.id)
+               and d.id = any($1) and d.namespace = $2",
         )
         .bind(ids)
         .bind(namespace)

@@ -29,6 +29,7 @@ mod relay_wal_switch;
 mod relay_wal_tls;
 mod retention;
 mod retry;
+mod scheduled;
 mod support;
 mod tidy;
 mod trace;

@@ -165,7 +165,7 @@ impl NewEvent {
         self
     }
 
-    /// Its id, a UUIDv7 of about now that no other event has. Unless set, the server makes one.
+    /// Its id, a UUIDv7 of about now, or of when it is due, that no other event has. Unless set, the server makes one.
     #[must_use]
     pub fn id(mut self, id: Uuid) -> Self {
         self.event.id = id.to_string();
@@ -196,9 +196,21 @@ impl NewEvent {
     /// When it happened. Unless set, when the server received it.
     #[must_use]
     pub fn time(mut self, time: DateTime<Utc>) -> Self {
-        // The nanoseconds of a leap second reach two billion; protobuf's end at one.
-        let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
-        self.event.time = Some(prost_types::Timestamp { seconds: time.timestamp(), nanos });
+        self.event.time = Some(timestamp(time));
         self
     }
+
+    /// Delays it: it is stored with the commit and published soon after this time, never before, at most 31 days ahead
+    /// unless the server is configured otherwise. It takes its place in the order of its key then.
+    #[must_use]
+    pub fn deliver_after(mut self, time: DateTime<Utc>) -> Self {
+        self.event.deliver_after = Some(timestamp(time));
+        self
+    }
+}
+
+fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+    // The nanoseconds of a leap second reach two billion; protobuf's end at one.
+    let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
+    prost_types::Timestamp { seconds: time.timestamp(), nanos }
 }

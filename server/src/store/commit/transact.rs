@@ -12,11 +12,11 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _, types::Json};
 use tokio::time::{Instant, timeout};
 
-use super::{Claim, Commit, Operation, Statements, Windows, answer::answer, apply, statement::Arguments};
+use super::{Claim, Commit, Operation, Statements, Windows, apply, statement::Arguments};
 use crate::{
     config,
     model::{
-        commit::{Answer, Disposition, OperationResult},
+        commit::{Answer, OperationResult},
         document::Document,
         event::NewEvent,
         link::Links,
@@ -204,17 +204,13 @@ impl Transaction {
     ) -> Result<Answer, Error> {
         let commit =
             Commit { claim, request_id, operations: Vec::new(), events, links: Links::default(), validate_only: false };
-        let mut finish = Arguments::default();
-        finish.finish(&commit, &self.inner.statements, Some(&results));
-        let query = sqlx::query_with(self.inner.statements.finish(), finish.into_inner());
-        let row = query.fetch_one(self.start()?).await;
-        let answered = match self.done(row, None) {
-            Ok(row) => answer(&row, Disposition::Applied, commit.event_ids()).map_err(Failure::into_error),
-            Err(error) => Err(error),
-        };
-        match answered {
+        let statements = Arc::clone(&self.inner.statements);
+        let ended = apply::end(&statements, self.start()?, &commit, &results, commit.event_ids()).await;
+        self.busy = false;
+        match ended {
             Ok(answer) => self.close().await.map(|()| answer),
-            Err(error) => {
+            Err(failure) => {
+                let error = self.failed(failure);
                 self.end().await;
                 Err(error)
             }

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod progress;
 pub mod replication;
 pub mod row;
+pub mod schedule;
 pub mod slot;
 pub mod stream;
 
