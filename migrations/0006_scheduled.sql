@@ -180,6 +180,16 @@ begin
 end
 $$;
 
+-- Replays name by two headers what they copy (0007): from anybody else they would give an event a false id.
+create function outbox.refuse_replay_headers(headers jsonb) returns void
+language plpgsql immutable as $$
+begin
+    if headers ?| array['outbox-replay', 'outbox-replay-of'] then
+        raise exception using errcode = '23514', message = 'headers must not be named `outbox-replay` or `outbox-replay-of`';
+    end if;
+end
+$$;
+
 -- As before, and with `deliver_after`: the event enters the stream when that time has come; its id, unless given, and
 -- the partition that keeps it are of then.
 drop function outbox.emit(text, text, jsonb, text, text, text, jsonb, text, uuid, text, text);
@@ -197,6 +207,7 @@ declare
     v_id  uuid;
 begin
     content_type := case when data is not null then content_type end;
+    perform outbox.refuse_replay_headers(headers);
     if deliver_after > v_now then
         v_id := coalesce(id, outbox.uuidv7(deliver_after));
         perform outbox.schedule_events(
@@ -231,6 +242,7 @@ declare
     v_events record;
     v_ids    uuid[] := '{}';
 begin
+    perform outbox.refuse_replay_headers(e.e -> 'headers') from jsonb_array_elements(events) as e (e);
     -- Those of now and those of later, each in the array's order.
     for v_events in
         select e.due_at is not null as is_delayed, array_agg(e.n::integer order by e.n) as places,

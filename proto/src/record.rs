@@ -36,6 +36,13 @@ pub mod origin {
     pub const ATTEMPTS: &str = "outbox-origin-attempts";
 }
 
+/// Prefix of the headers of a replay. No free header may start with it.
+pub const REPLAY_PREFIX: &str = "outbox-replay";
+/// On a record that is published again on purpose: the replay's id. Its event id is that of the first time.
+pub const REPLAY: &str = "outbox-replay";
+/// On a copy within the outbox: the id of the event that it is a copy of. Never on a record, whose event id it is.
+pub const REPLAY_OF: &str = "outbox-replay-of";
+
 const SPEC_VERSION: &str = "1.0";
 const CE_SPEC_VERSION: &str = "ce_specversion";
 const CE_ID: &str = "ce_id";
@@ -92,7 +99,7 @@ pub enum DecodeError {
 
 /// Whether a caller may use this name for a free header.
 pub fn is_free_header(name: &str) -> bool {
-    let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+    let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX, REPLAY_PREFIX].iter().any(|prefix| name.starts_with(prefix));
     !name.is_empty() && !reserved && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
 }
 
@@ -279,7 +286,8 @@ mod tests {
 
     #[test]
     fn names_the_codec_uses_are_not_free() {
-        for name in ["", "ce_id", "ce_anything", "outbox-origin-topic", "content-type", "traceparent", "tracestate"] {
+        let ours = ["", "ce_id", "ce_anything", "outbox-origin-topic", "outbox-replay", "outbox-replay-of"];
+        for name in ours.into_iter().chain(["content-type", "traceparent", "tracestate"]) {
             assert!(!is_free_header(name), "{name}");
         }
         assert!(is_free_header("x-tenant"));

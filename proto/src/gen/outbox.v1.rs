@@ -706,7 +706,8 @@ pub struct NewEvent {
     /// Media type of the payload. Empty means `application/json` for `text` and `json`, and `application/octet-stream` for `data`.
     #[prost(string, tag = "9")]
     pub content_type: ::prost::alloc::string::String,
-    /// Further Kafka headers. Names must not start with `ce_` nor be `content-type`, `traceparent` or `tracestate`.
+    /// Further Kafka headers. Names must not start with `ce_`, `outbox-origin-` or `outbox-replay`, nor be `content-type`,
+    /// `traceparent` or `tracestate`.
     #[prost(map = "string, string", tag = "10")]
     pub headers: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -802,12 +803,15 @@ pub struct EventStep {
     pub state: i32,
     #[prost(message, optional, tag = "2")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Of PUBLISHED: where it is.
+    /// Of PUBLISHED: where it is. Of REPLAYED: where it is again; absent until then.
     #[prost(message, optional, tag = "3")]
     pub place: ::core::option::Option<Place>,
-    /// Of HELD and DISCARDED: why.
+    /// Of HELD, DISCARDED and REPLAYED: why.
     #[prost(string, tag = "4")]
     pub reason: ::prost::alloc::string::String,
+    /// Of REPLAYED: who asked for it.
+    #[prost(string, tag = "5")]
+    pub requested_by: ::prost::alloc::string::String,
 }
 /// Where a record is in Kafka.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1034,6 +1038,116 @@ pub struct DiscardRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscardResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The caller's name for this replay, 1 to 128 characters: asked for again with the same body, it is the same replay.
+    /// May be empty for a dry run.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Only counts the events that match.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    /// At most so many; 1 to 10,000, 0 means 100.
+    #[prost(uint32, tag = "6")]
+    pub events_per_second: u32,
+    /// Why, 1 to 1,000 characters.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// Who asks, 1 to 1,000 characters.
+    #[prost(string, tag = "8")]
+    pub requested_by: ::prost::alloc::string::String,
+    #[prost(oneof = "replay_request::Selection", tags = "3, 4")]
+    pub selection: ::core::option::Option<replay_request::Selection>,
+}
+/// Nested message and enum types in `ReplayRequest`.
+pub mod replay_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Selection {
+        /// These events. Each must be stored and published (`EVENT_NOT_FOUND`, `EVENT_NOT_PUBLISHED`).
+        #[prost(message, tag = "3")]
+        Ids(super::EventIds),
+        /// Every published event that matches, stored by now.
+        #[prost(message, tag = "4")]
+        Filter(super::EventFilter),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventIds {
+    /// 1 to 1,000.
+    #[prost(string, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventFilter {
+    /// Created, or due when it was delayed, at or after. Required.
+    #[prost(message, optional, tag = "1")]
+    pub created_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Created or due before. Required.
+    #[prost(message, optional, tag = "2")]
+    pub created_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only this topic; empty means all.
+    #[prost(string, tag = "3")]
+    pub topic: ::prost::alloc::string::String,
+    /// Only this key; absent means all.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Only this type; empty means all.
+    #[prost(string, tag = "5")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Only this source; empty means all.
+    #[prost(string, tag = "6")]
+    pub source: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayResponse {
+    #[prost(message, optional, tag = "1")]
+    pub progress: ::core::option::Option<ReplayProgress>,
+    /// What to expect: that the events follow newer ones of their keys, and what of a range of time is not kept any more.
+    #[prost(string, repeated, tag = "2")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How far a replay is; of a dry run only `matched`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayProgress {
+    /// As the records' header `outbox-replay` has it.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(enumeration = "ReplayState", tag = "2")]
+    pub state: i32,
+    /// Events that matched when it was asked for.
+    #[prost(int64, tag = "3")]
+    pub matched: i64,
+    /// Events that are in the stream again.
+    #[prost(int64, tag = "4")]
+    pub replayed: i64,
+    #[prost(uint32, tag = "5")]
+    pub events_per_second: u32,
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub requested_by: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "8")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Absent while it runs.
+    #[prost(message, optional, tag = "9")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelReplayRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelReplayResponse {
+    #[prost(message, optional, tag = "1")]
+    pub progress: ::core::option::Option<ReplayProgress>,
+}
 /// Where an event is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1049,6 +1163,8 @@ pub enum EventState {
     Discarded = 4,
     /// Stored, and not due yet.
     Scheduled = 5,
+    /// Of steps only: it was published again on purpose, or is about to be.
+    Replayed = 6,
 }
 impl EventState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1063,6 +1179,7 @@ impl EventState {
             Self::Held => "EVENT_STATE_HELD",
             Self::Discarded => "EVENT_STATE_DISCARDED",
             Self::Scheduled => "EVENT_STATE_SCHEDULED",
+            Self::Replayed => "EVENT_STATE_REPLAYED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1074,6 +1191,7 @@ impl EventState {
             "EVENT_STATE_HELD" => Some(Self::Held),
             "EVENT_STATE_DISCARDED" => Some(Self::Discarded),
             "EVENT_STATE_SCHEDULED" => Some(Self::Scheduled),
+            "EVENT_STATE_REPLAYED" => Some(Self::Replayed),
             _ => None,
         }
     }
@@ -1144,6 +1262,38 @@ impl HoldKind {
             "HOLD_KIND_EVENT" => Some(Self::Event),
             "HOLD_KIND_KEY" => Some(Self::Key),
             "HOLD_KIND_TOPIC" => Some(Self::Topic),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ReplayState {
+    Unspecified = 0,
+    Running = 1,
+    Done = 2,
+    Cancelled = 3,
+}
+impl ReplayState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REPLAY_STATE_UNSPECIFIED",
+            Self::Running => "REPLAY_STATE_RUNNING",
+            Self::Done => "REPLAY_STATE_DONE",
+            Self::Cancelled => "REPLAY_STATE_CANCELLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REPLAY_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "REPLAY_STATE_RUNNING" => Some(Self::Running),
+            "REPLAY_STATE_DONE" => Some(Self::Done),
+            "REPLAY_STATE_CANCELLED" => Some(Self::Cancelled),
             _ => None,
         }
     }
@@ -1417,6 +1567,57 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("outbox.v1.EventService", "Discard"));
             self.inner.unary(req, path, codec).await
         }
+        /// Publishes published events again: given ones, or all of a range of time for which the rest holds, 100,000 at most.
+        /// Running relays do it, at the given rate; they go on after a crash, without repeating. A record carries the event id of
+        /// the first time and the header `outbox-replay`, so that consumers pass over what they have handled unless they mean to
+        /// handle it anew. Called again with the same `request_id` it tells how far the replay is. Events whose partition has been
+        /// dropped cannot be replayed (`EVENT_NOT_FOUND`, or a warning when a range of time begins before what is kept).
+        pub async fn replay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReplayRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReplayResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/Replay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "Replay"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a replay early; what it has copied is published. Does nothing when it has ended. NOT_FOUND (`REPLAY_NOT_FOUND`).
+        pub async fn cancel_replay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CancelReplayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelReplayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/CancelReplay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "CancelReplay"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1483,6 +1684,23 @@ pub mod event_service_server {
             &self,
             request: tonic::Request<super::DiscardRequest>,
         ) -> std::result::Result<tonic::Response<super::DiscardResponse>, tonic::Status>;
+        /// Publishes published events again: given ones, or all of a range of time for which the rest holds, 100,000 at most.
+        /// Running relays do it, at the given rate; they go on after a crash, without repeating. A record carries the event id of
+        /// the first time and the header `outbox-replay`, so that consumers pass over what they have handled unless they mean to
+        /// handle it anew. Called again with the same `request_id` it tells how far the replay is. Events whose partition has been
+        /// dropped cannot be replayed (`EVENT_NOT_FOUND`, or a warning when a range of time begins before what is kept).
+        async fn replay(
+            &self,
+            request: tonic::Request<super::ReplayRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReplayResponse>, tonic::Status>;
+        /// Ends a replay early; what it has copied is published. Does nothing when it has ended. NOT_FOUND (`REPLAY_NOT_FOUND`).
+        async fn cancel_replay(
+            &self,
+            request: tonic::Request<super::CancelReplayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelReplayResponse>,
+            tonic::Status,
+        >;
     }
     /// Reads stored events, waits for them, and sets them aside.
     ///
@@ -1863,6 +2081,96 @@ pub mod event_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiscardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/Replay" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplaySvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::ReplayRequest>
+                    for ReplaySvc<T> {
+                        type Response = super::ReplayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReplayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::replay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/CancelReplay" => {
+                    #[allow(non_camel_case_types)]
+                    struct CancelReplaySvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::CancelReplayRequest>
+                    for CancelReplaySvc<T> {
+                        type Response = super::CancelReplayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CancelReplayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::cancel_replay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CancelReplaySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

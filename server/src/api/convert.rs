@@ -361,6 +361,7 @@ pub(super) fn state(state: EventState) -> v1::EventState {
         EventState::Published => v1::EventState::Published,
         EventState::Held => v1::EventState::Held,
         EventState::Discarded => v1::EventState::Discarded,
+        EventState::Replayed => v1::EventState::Replayed,
     }
 }
 
@@ -371,6 +372,7 @@ pub(super) fn history_step(step: Step) -> v1::EventStep {
         time: Some(timestamp(step.time)),
         place: step.place.map(place),
         reason: step.reason.unwrap_or_default(),
+        requested_by: step.requested_by.unwrap_or_default(),
     }
 }
 
@@ -421,10 +423,4 @@ pub(super) fn time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
 
 pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default() }
-}
-
-/// The smallest UUIDv7 of a moment.
-pub(super) fn uuid_floor(moment: DateTime<Utc>) -> Uuid {
-    let millis = u64::try_from(moment.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
-    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }

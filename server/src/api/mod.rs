@@ -13,6 +13,7 @@ mod outbox;
 mod page_token;
 mod reason;
 mod relay;
+mod replay;
 mod state;
 mod status;
 mod trace;

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod dev;
 mod relay;
+mod replay;
 mod retain;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
@@ -35,6 +36,7 @@ Examples:
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
   outboxd relay switch wal
   outboxd relay status --database-url postgres://app@db/app
+  outboxd replay --topic users --from 2026-03-01T08:00:00Z --before 2026-03-01T09:00:00Z --dry-run
   outboxd retain --dry-run
   outboxd config check --config /etc/outboxd.toml
   outboxd config print --defaults > outboxd.toml";
@@ -92,6 +94,8 @@ enum Command {
     /// Looks at the relays of all processes, changes their source, or answers what they ask
     #[command(subcommand)]
     Relay(relay::Command),
+    /// Publishes events again that were published before
+    Replay(Box<replay::Arguments>),
     /// Drops the partitions that nothing needs any more; `serve` does it every hour
     Retain(retain::Arguments),
     /// Checks or prints the configuration
@@ -136,6 +140,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             Ok(())
         }
         Command::Relay(command) => command.run(&layers.load()?).await,
+        Command::Replay(arguments) => arguments.run(&layers.load()?).await,
         Command::Retain(arguments) => {
             let config = layers.load()?;
             let _telemetry = telemetry::init(&config.telemetry)?;

@@ -138,6 +138,12 @@ pub fn uuid_time(id: &Uuid) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(millis)
 }
 
+/// The smallest UUIDv7 of a moment.
+pub fn uuid_floor(moment: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(moment.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
 /// How a commit was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {

@@ -71,6 +71,8 @@ pub enum EventState {
     Held,
     /// Given up by an operator.
     Discarded,
+    /// Of steps only: published again on purpose, or about to be.
+    Replayed,
 }
 
 /// Something that happened to an event.
@@ -82,6 +84,8 @@ pub struct Step {
     pub time: DateTime<Utc>,
     /// Where it is, when it was published.
     pub place: Option<Delivered>,
-    /// Why it was held or discarded.
+    /// Why it was held, discarded or replayed.
     pub reason: Option<String>,
+    /// Who asked for that.
+    pub requested_by: Option<String>,
 }

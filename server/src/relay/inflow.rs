@@ -1,10 +1,11 @@
-//! What enters the stream by itself: delayed events, when they are due.
+//! What enters the stream by itself: delayed events when they are due, and replays at their rates.
 //!
 //! Every relay's process looks, on a connection of its own; the database lets one at a time promote, so any number of
 //! them share the work and none is needed in particular. Invariant: an event is promoted once, in one transaction that
-//! takes it from `scheduled` and stores it, never before it is due; whoever dies in between has done nothing. Promoted
-//! events are like any others, whichever source reads them. Deliberately not here: publishing, and pausing, which holds
-//! back what is published and not what is stored.
+//! takes it from `scheduled` and stores it, never before it is due, and copied once for a replay, in one transaction with
+//! how far that is; whoever dies in between has done nothing. What is in the stream is like any other event, whichever
+//! source reads it. Deliberately not here: publishing, and pausing, which holds back what is published and not what is
+//! stored.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,14 @@ use crate::{
     config,
     store::relay::{
         self as store, Connection,
+        replay::{self, Turn},
         schedule::{self, Promotion},
     },
 };
 
 /// How late an event may be that was scheduled for a moment before the next look.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Of one promotion, which holds the slots of its keys.
+/// Of one transaction, which holds the slots of its keys.
 const EVENTS_MAX: i32 = 500;
 const BYTES_MAX: i64 = 8 << 20;
 /// What was due so long before the last promotion is passed over, and with it what is left of the rows promoted since:
@@ -32,7 +34,7 @@ const LOOK_BACK: TimeDelta = TimeDelta::seconds(60);
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Promotes delayed events, as long as it runs.
+/// Promotes delayed events and goes on with replays, as long as it runs.
 pub struct Inflow {
     database_url: String,
     connect_timeout: Duration,
@@ -60,7 +62,7 @@ impl Inflow {
         loop {
             let Some(ended) = shutdown.run_until_cancelled(self.session(&mut pause)).await else { return };
             let Err(error) = ended;
-            tracing::warn!(%error, pause_ms = pause.as_millis(), "delayed events are not promoted; again after a pause");
+            tracing::warn!(%error, pause_ms = pause.as_millis(), "nothing is promoted or replayed; again after a pause");
             if shutdown.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
                 return;
             }
@@ -78,20 +80,24 @@ impl Inflow {
         }
     }
 
-    /// Promotes what is due, and says how long to wait before the next look.
+    /// Does what is due, and says how long to wait before the next look.
     async fn run_once(&mut self, connection: &mut Connection) -> Result<Duration, Error> {
         let after = self.passed.over(Instant::now());
         let promoting = schedule::promote(connection, after, EVENTS_MAX, BYTES_MAX);
         let Promotion { promoted, promoted_to, next_due_at } = within(STATEMENT_TIMEOUT, promoting).await?;
         self.passed.promoted(promoted_to);
-        if promoted > 0 {
-            tracing::debug!(promoted, "delayed events are promoted");
+        let replaying = replay::go_on(connection, EVENTS_MAX, BYTES_MAX);
+        let Turn { replayed, next_at } = within(STATEMENT_TIMEOUT, replaying).await?;
+        let is_done = promoted > 0 || replayed > 0;
+        if is_done {
+            tracing::debug!(promoted, replayed, "events have entered the stream");
             self.wake.wake();
         }
-        let until_due = next_due_at.map(|due_at| (due_at - Utc::now()).to_std().unwrap_or_default());
-        // What is due and was not promoted waits for a slot or another promoter.
-        let at_least = if promoted > 0 { Duration::ZERO } else { PAUSE_MIN };
-        Ok(until_due.unwrap_or(LOOK_EVERY).clamp(at_least, LOOK_EVERY))
+        let next = next_due_at.into_iter().chain(next_at).min();
+        let until_next = next.map(|next| (next - Utc::now()).to_std().unwrap_or_default());
+        // What is due and was not done waits for a slot, or another process is at it.
+        let at_least = if is_done { Duration::ZERO } else { PAUSE_MIN };
+        Ok(until_next.unwrap_or(LOOK_EVERY).clamp(at_least, LOOK_EVERY))
     }
 }
 

@@ -6,7 +6,7 @@ use std::future::Future;
 
 use outbox_proto::record::AttributesRef;
 
-use crate::store::relay::row::{Event, Malformed};
+use crate::store::relay::row::{Event, Malformed, replay_of};
 
 /// Publishes records and reports what became of each.
 ///
@@ -59,9 +59,10 @@ impl Record<'_> {
     /// # Errors
     /// [`Malformed`] when the event's free headers cannot be read.
     pub fn headers(&self, mut put: impl FnMut(&str, &[u8])) -> Result<(), Malformed> {
-        let free = self.event.headers()?;
+        let mut free = self.event.headers()?;
         let attributes = AttributesRef {
-            id: self.event.id,
+            // A copy is published as what it is a copy of.
+            id: replay_of(&mut free)?.unwrap_or(self.event.id),
             source: self.event.source,
             event_type: self.event.event_type,
             subject: self.event.subject,

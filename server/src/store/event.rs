@@ -21,12 +21,13 @@ use crate::{
 const COLUMNS: &str = "e.id, e.namespace, e.topic, e.key, e.source, e.type, e.subject, e.data, e.content_type, \
      e.headers, e.time, e.traceparent, e.tracestate";
 
-/// The events for which a condition holds: those in the stream, those that are not due yet, and those that were given up
+/// The events for which a condition holds, without copies that replays have made: those in the stream, those that are not due yet, and those that were given up
 /// before they were. `condition` and `rest`, what may follow a where clause, call them `e`.
 fn select(condition: &str, rest: &str) -> AssertSqlSafe<String> {
     AssertSqlSafe(format!(
         "(select {COLUMNS}, e.lane, e.position, outbox.event_state(e) as state, null::timestamptz as due_at
-          from outbox.events e where {condition} {rest})
+          from outbox.events e
+          where not coalesce(e.headers ? 'outbox-replay-of', false) and {condition} {rest})
          union all
          (select {COLUMNS}, outbox.lane_of(e.namespace, e.topic, e.key, e.id), 0, 'scheduled', e.due_at
           from outbox.scheduled e where {condition} {rest})

@@ -11,6 +11,7 @@ pub mod history;
 pub mod migrate;
 pub mod numbers;
 pub mod relay;
+pub mod replay;
 pub mod retention;
 pub mod session;
 pub mod state;

@@ -27,6 +27,7 @@ mod relay_wal;
 mod relay_wal_faults;
 mod relay_wal_switch;
 mod relay_wal_tls;
+mod replays;
 mod retention;
 mod retry;
 mod scheduled;

@@ -11,6 +11,7 @@ pub mod held;
 pub mod identity;
 pub mod lease;
 pub mod progress;
+pub mod replay;
 pub mod replication;
 pub mod row;
 pub mod schedule;
