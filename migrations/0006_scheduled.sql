@@ -180,7 +180,7 @@ begin
 end
 $$;
 
--- Replays name by two headers what they copy (0007): from anybody else they would give an event a false id.
+-- Replays name by two headers what they copy (0008): from anybody else they would give an event a false id.
 create function outbox.refuse_replay_headers(headers jsonb) returns void
 language plpgsql immutable as $$
 begin

@@ -6,6 +6,7 @@
 //! It deliberately knows neither Kafka's client library nor the database.
 
 pub mod record;
+pub mod structured;
 pub mod trace;
 
 /// Package `outbox.v1`: messages, client and server stubs.

@@ -43,7 +43,7 @@ pub const REPLAY: &str = "outbox-replay";
 /// On a copy within the outbox: the id of the event that it is a copy of. Never on a record, whose event id it is.
 pub const REPLAY_OF: &str = "outbox-replay-of";
 
-const SPEC_VERSION: &str = "1.0";
+pub(crate) const SPEC_VERSION: &str = "1.0";
 const CE_SPEC_VERSION: &str = "ce_specversion";
 const CE_ID: &str = "ce_id";
 const CE_SOURCE: &str = "ce_source";
@@ -135,12 +135,15 @@ impl AttributesRef<'_> {
         if let Some(time) = &self.time {
             put(CE_TIME, time.to_rfc3339_opts(SecondsFormat::Micros, true).as_bytes());
         }
-        let optional = [
-            (CE_SUBJECT, self.subject),
-            (CONTENT_TYPE, self.content_type),
-            (TRACEPARENT, self.traceparent),
-            (TRACESTATE, self.tracestate),
-        ];
+        if let Some(subject) = self.subject {
+            put(CE_SUBJECT, subject.as_bytes());
+        }
+        self.encode_content(self.content_type, put);
+    }
+
+    /// Calls `put` with the headers that are there in every mode: this content type and the trace context.
+    pub fn encode_content(&self, content_type: Option<&str>, mut put: impl FnMut(&str, &[u8])) {
+        let optional = [(CONTENT_TYPE, content_type), (TRACEPARENT, self.traceparent), (TRACESTATE, self.tracestate)];
         for (name, value) in optional {
             if let Some(value) = value {
                 put(name, value.as_bytes());

@@ -101,7 +101,7 @@ pub mod value {
         /// an array of any of these; nested for more dimensions
         #[prost(message, tag = "15")]
         Array(super::Array),
-        /// As a parameter only: what an earlier operation of the same commit returned.
+        /// As a parameter of a commit, or in an array that is one: what an earlier operation of the same commit returned.
         #[prost(message, tag = "16")]
         Reference(super::Reference),
     }
@@ -631,7 +631,7 @@ pub mod precondition {
     }
 }
 /// Stores a document, new or in the place of what is there. Its result has the new `version`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutDocument {
     /// 1 to 128 bytes.
     #[prost(string, tag = "1")]
@@ -644,10 +644,13 @@ pub struct PutDocument {
     pub json: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub precondition: ::core::option::Option<Precondition>,
+    /// In Commit: values out of earlier results to put at places of `json`, as in JsonTemplate.
+    #[prost(map = "string, message", tag = "5")]
+    pub values: ::std::collections::HashMap<::prost::alloc::string::String, Reference>,
 }
 /// Changes a document by a merge patch (RFC 7396); one that does not exist is made from an empty object. Its result has
 /// the new `version` and `value`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MergeDocument {
     #[prost(string, tag = "1")]
     pub collection: ::prost::alloc::string::String,
@@ -658,6 +661,9 @@ pub struct MergeDocument {
     pub patch: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub precondition: ::core::option::Option<Precondition>,
+    /// In Commit: values out of earlier results to put at places of `patch`, as in JsonTemplate.
+    #[prost(map = "string, message", tag = "5")]
+    pub values: ::std::collections::HashMap<::prost::alloc::string::String, Reference>,
 }
 /// Removes a document. Its result has the removed `version`, or no row when there was none.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2422,6 +2428,10 @@ pub struct Begin {
     /// Nothing can be written, and nothing is remembered.
     #[prost(bool, tag = "4")]
     pub read_only: bool,
+    /// As in CommitRequest, and claimed with the request id: when the consumer has handled the event in another request, the
+    /// answer to `begin` is `committed`, with disposition DUPLICATE. Must be absent when the transaction only reads.
+    #[prost(message, optional, tag = "5")]
+    pub consume: ::core::option::Option<Consume>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Begun {}

@@ -21,7 +21,7 @@ use crate::{
         delivery::Delivered,
         document::{Document, DocumentCall, Precondition, Verb},
         event::{EventState, Step, TraceContext},
-        link::{EventLinks, Links, OperationLinks, Reference},
+        link::{Element, EventLinks, Links, OperationLinks},
         value::{SqlType, Value, ValueError},
     },
     store::{event::Listed, held::Held},
@@ -50,16 +50,25 @@ pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -
     Ok(Request { namespace, request_id, operations, events, links, consume, validate_only, trace })
 }
 
+/// The event that a request handles.
+///
+/// # Errors
+/// As [`request`].
+fn consume(consume: v1::Consume) -> Result<Consume, Vec<Violation>> {
+    let mut faults = Faults::default();
+    faults.consume(consume).ok_or(faults.0)
+}
+
 /// A query's command.
 ///
 /// # Errors
 /// As [`request`].
 pub(super) fn query(command: Option<v1::CommandCall>) -> Result<CommandCall, Vec<Violation>> {
     let mut faults = Faults::default();
-    let mut references = BTreeMap::new();
-    let call = command.map(|call| faults.call("command", call, &mut references));
-    for name in references.keys() {
-        faults.add(format!("command.parameters[{name}]"), "is a reference, but there is no earlier operation");
+    let mut links = OperationLinks::default();
+    let call = command.map(|call| faults.call("command", call, &mut links));
+    for name in links.parameters.keys().chain(links.arrays.keys()) {
+        faults.add(format!("command.parameters[{name}]"), "has a reference, but there is no earlier operation");
     }
     if call.is_none() {
         faults.add("command".into(), "is required");
@@ -82,26 +91,25 @@ impl Faults {
     fn operation(&mut self, index: usize, operation: v1::Operation, links: &mut Links) -> Option<Operation> {
         let field = format!("operations[{index}]");
         let mut own = OperationLinks { only_if: operation.only_if.map(link::condition), ..OperationLinks::default() };
-        let converted = self.kind(&field, operation.kind, &mut own.parameters);
+        let converted = self.kind(&field, operation.kind, &mut own);
         if own != OperationLinks::default() {
             links.operations.insert(index, own);
         }
         converted
     }
 
-    fn kind(
-        &mut self,
-        field: &str,
-        kind: Option<operation::Kind>,
-        references: &mut BTreeMap<String, Reference>,
-    ) -> Option<Operation> {
+    fn kind(&mut self, field: &str, kind: Option<operation::Kind>, links: &mut OperationLinks) -> Option<Operation> {
         use operation::Kind;
         let (collection, id, verb, precondition) = match kind {
             Some(Kind::Command(call)) => {
-                return Some(Operation::Command(self.call(&format!("{field}.command"), call, references)));
+                return Some(Operation::Command(self.call(&format!("{field}.command"), call, links)));
             }
-            Some(Kind::PutDocument(put)) => (put.collection, put.id, Verb::Put(put.json), put.precondition),
+            Some(Kind::PutDocument(put)) => {
+                links.document = link::document(&put.json, put.values);
+                (put.collection, put.id, Verb::Put(put.json), put.precondition)
+            }
             Some(Kind::MergeDocument(merge)) => {
+                links.document = link::document(&merge.patch, merge.values);
                 (merge.collection, merge.id, Verb::Merge(merge.patch), merge.precondition)
             }
             Some(Kind::DeleteDocument(delete)) => (delete.collection, delete.id, Verb::Delete, delete.precondition),
@@ -119,24 +127,18 @@ impl Faults {
     }
 
     /// References go beside the values.
-    fn call(
-        &mut self,
-        field: &str,
-        call: v1::CommandCall,
-        references: &mut BTreeMap<String, Reference>,
-    ) -> CommandCall {
+    fn call(&mut self, field: &str, call: v1::CommandCall, links: &mut OperationLinks) -> CommandCall {
         let mut parameters = BTreeMap::new();
         for (name, value) in call.parameters {
-            if let Some(Kind::Reference(reference)) = value.kind {
-                references.insert(name, link::reference(reference));
-                continue;
+            match element_of(value, 0) {
+                Some(Element::Value(value)) => drop(parameters.insert(name, value)),
+                Some(Element::Reference(reference)) => drop(links.parameters.insert(name, reference)),
+                Some(Element::Array(elements)) => drop(links.arrays.insert(name, elements)),
+                None => {
+                    let description = format!("holds arrays nested more than {ARRAY_DEPTH_MAX} deep");
+                    self.add(format!("{field}.parameters[{name}]"), description);
+                }
             }
-            let value = value_of(value, 0);
-            if value.is_none() {
-                let field = format!("{field}.parameters[{name}]");
-                self.add(field, format!("holds a reference, or arrays nested more than {ARRAY_DEPTH_MAX} deep"));
-            }
-            parameters.insert(name, value.unwrap_or(Value::Null));
         }
         CommandCall { name: call.name, parameters }
     }
@@ -207,6 +209,27 @@ impl Faults {
             time,
             deliver_after,
         }
+    }
+}
+
+/// A value, with references in it or not; `None` when it is nested too deep.
+fn element_of(message: v1::Value, depth: usize) -> Option<Element> {
+    match message.kind {
+        Some(Kind::Reference(reference)) => Some(Element::Reference(link::reference(reference))),
+        Some(Kind::Array(array)) if array.elements.iter().any(refers) => {
+            let elements = array.elements.into_iter().map(|element| element_of(element, depth + 1));
+            (depth < ARRAY_DEPTH_MAX).then(|| elements.collect::<Option<_>>().map(Element::Array))?
+        }
+        kind => value_of(v1::Value { kind }, depth).map(Element::Value),
+    }
+}
+
+/// Whether there is a reference in it. Messages are decoded to a limited depth only.
+fn refers(value: &v1::Value) -> bool {
+    match &value.kind {
+        Some(Kind::Reference(_)) => true,
+        Some(Kind::Array(array)) => array.elements.iter().any(refers),
+        _ => false,
     }
 }
 

@@ -110,7 +110,7 @@ fn request(message: ReplayRequest) -> Result<Request, Vec<Violation>> {
         None => {
             Err(vec![Violation { field: "selection".into(), description: "is empty: expected ids or a filter".into() }])
         }
-        Some(replay_request::Selection::Ids(ids)) => ids_of(ids.ids),
+        Some(replay_request::Selection::Ids(ids)) => ids_of(&ids.ids),
         Some(replay_request::Selection::Filter(filter)) => filter_of(filter),
     };
     match selection {
@@ -127,7 +127,7 @@ fn request(message: ReplayRequest) -> Result<Request, Vec<Violation>> {
     }
 }
 
-fn ids_of(given: Vec<String>) -> Result<Selection, Vec<Violation>> {
+fn ids_of(given: &[String]) -> Result<Selection, Vec<Violation>> {
     if !(1..=IDS_MAX).contains(&given.len()) {
         let description = format!("has {} ids; expected 1 to {IDS_MAX}", given.len());
         return Err(vec![Violation { field: "ids.ids".into(), description }]);

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{
     commit::{CommandCall, Consume, EventDraft, Operation, Request},
     document::{DocumentCall, Precondition, Verb},
-    link::{Condition, EventLinks, Links, OperationLinks, Reference},
+    link::{Condition, Element, EventLinks, Links, OperationLinks, Reference},
+    template::Template,
     value::Value,
 };
 
@@ -132,13 +133,23 @@ impl Hash {
         // In the place of a consumer's name, whose length it cannot be.
         self.length(usize::MAX);
         self.length(links.operations.len());
-        for (index, OperationLinks { only_if, parameters }) in &links.operations {
+        for (index, OperationLinks { only_if, parameters, arrays, document }) in &links.operations {
             self.length(*index);
             self.condition(only_if.as_ref());
             self.length(parameters.len());
             for (name, reference) in parameters {
                 self.bytes(name.as_bytes());
                 self.reference(reference);
+            }
+            for (name, elements) in arrays {
+                // In the place of the next operation's index, whose value it cannot be.
+                self.length(usize::MAX);
+                self.bytes(name.as_bytes());
+                self.elements(elements);
+            }
+            if let Some(template) = document {
+                self.length(usize::MAX - 1);
+                self.template(template);
             }
         }
         self.length(links.events.len());
@@ -148,11 +159,39 @@ impl Hash {
             self.tag(u8::from(key.is_some()));
             key.iter().for_each(|key| self.reference(key));
             self.optional(data.as_ref().map(|template| template.json.as_bytes()));
-            let values = || data.iter().flat_map(|template| &template.values);
-            self.length(values().count());
-            for (pointer, reference) in values() {
-                self.bytes(pointer.as_bytes());
-                self.reference(reference);
+            self.values(data.iter().flat_map(|template| &template.values));
+        }
+    }
+
+    fn template(&mut self, template: &Template) {
+        self.bytes(template.json.as_bytes());
+        self.values(template.values.iter());
+    }
+
+    fn values<'a>(&mut self, values: impl Iterator<Item = (&'a String, &'a Reference)> + Clone) {
+        self.length(values.clone().count());
+        for (pointer, reference) in values {
+            self.bytes(pointer.as_bytes());
+            self.reference(reference);
+        }
+    }
+
+    fn elements(&mut self, elements: &[Element]) {
+        self.length(elements.len());
+        for element in elements {
+            match element {
+                Element::Value(value) => {
+                    self.tag(0);
+                    self.value(value);
+                }
+                Element::Reference(reference) => {
+                    self.tag(1);
+                    self.reference(reference);
+                }
+                Element::Array(elements) => {
+                    self.tag(2);
+                    self.elements(elements);
+                }
             }
         }
     }
@@ -234,6 +273,15 @@ mod tests {
         Reference { operation: 0, column: "id".into(), row: 0 }
     }
 
+    fn of_array(element: Element) -> OperationLinks {
+        OperationLinks { arrays: [("a".to_owned(), vec![element])].into(), ..OperationLinks::default() }
+    }
+
+    fn of_document(json: &str) -> OperationLinks {
+        let document = Some(Template { json: json.into(), ..Template::default() });
+        OperationLinks { document, ..OperationLinks::default() }
+    }
+
     fn consume() -> Consume {
         let event_time = chrono::DateTime::UNIX_EPOCH;
         Consume { consumer: "c".into(), source: "s".into(), event_id: uuid::Uuid::nil(), event_time }
@@ -265,6 +313,10 @@ mod tests {
             change(|r| r.events[0].subject = Some(String::new())),
             change(|r| r.events[0].topic.push('x')),
             change(|r| drop(r.links.operations.insert(0, OperationLinks::default()))),
+            change(|r| drop(r.links.operations.insert(0, of_array(Element::Value(Value::Int(1)))))),
+            change(|r| drop(r.links.operations.insert(0, of_array(Element::Reference(reference()))))),
+            change(|r| drop(r.links.operations.insert(0, of_document("1")))),
+            change(|r| drop(r.links.operations.insert(0, of_document("2")))),
             change(|r| drop(r.links.events.insert(0, EventLinks::default()))),
             change(|r| drop(r.links.events.insert(0, EventLinks { key: Some(reference()), ..EventLinks::default() }))),
             change(|r| r.consume = Some(consume())),

@@ -93,7 +93,7 @@ impl State {
         rows.iter().map(document).collect::<Result<_, _>>().map_err(unreadable)
     }
 
-    /// The stored answer of a request, for one who holds its claim.
+    /// The stored answer of a request, or of another one that handled its event, for one who holds its claim.
     ///
     /// # Errors
     /// When the database cannot be read in time.
@@ -104,11 +104,11 @@ impl State {
         deadline: Instant,
     ) -> Result<Option<Answer>, Error> {
         let mut lease = self.0.connections.acquire(deadline).await?;
-        let mut found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
+        let mut found = stored(lease.ready(deadline).await?, claim, window).await;
         if let Err(Failure::Lost(_)) = found {
             // An idle connection may have died since it was last used.
             lease.discard();
-            found = commit::find(lease.ready(deadline).await?, claim.request_key, window).await;
+            found = stored(lease.ready(deadline).await?, claim, window).await;
         }
         match found {
             Err(Failure::Lost(source)) => Err(Error::Unavailable(source)),
@@ -181,6 +181,13 @@ impl Inner {
             }
         };
         rows.map_err(|error| Failure::read(error, matches!(read, Read::Query(_)).then_some(0)))
+    }
+}
+
+async fn stored(connection: &mut PgConnection, claim: &Claim, window: Duration) -> Result<Option<Answer>, Failure> {
+    match (commit::find(connection, claim.request_key, window).await?, &claim.consume) {
+        (None, Some(consume)) => commit::find_handled(connection, &claim.namespace, consume).await,
+        (found, _) => Ok(found),
     }
 }
 

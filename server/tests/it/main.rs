@@ -17,6 +17,7 @@ mod links;
 mod metrics;
 mod outage;
 mod queries;
+mod records;
 mod relay;
 mod relay_faults;
 mod relay_flush;
