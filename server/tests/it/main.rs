@@ -32,6 +32,7 @@ mod replays;
 mod retention;
 mod retry;
 mod scheduled;
+mod sdk_transact;
 mod support;
 mod tidy;
 mod trace;

@@ -49,14 +49,14 @@ impl Commit {
 
     /// Adds a command. Commands run in the order in which they are added.
     pub fn command(mut self, command: Command) -> Self {
-        let kind = Some(v1::operation::Kind::Command(command.call));
+        let kind = Some(command.into_kind());
         self.request.operations.push(v1::Operation { kind, ..v1::Operation::default() });
         self
     }
 
     /// Adds an event, published if and only if the commit succeeds.
     pub fn event(mut self, event: NewEvent) -> Self {
-        self.request.events.push(event.event);
+        self.request.events.push(event.into_message());
         self
     }
 
@@ -105,6 +105,14 @@ impl Command {
         Self { call: v1::CommandCall { name: name.into(), parameters: HashMap::new() } }
     }
 
+    pub(super) fn into_call(self) -> v1::CommandCall {
+        self.call
+    }
+
+    pub(super) fn into_kind(self) -> v1::operation::Kind {
+        v1::operation::Kind::Command(self.call)
+    }
+
     /// Sets a named parameter, without its colon. Setting it again replaces it.
     #[must_use]
     pub fn param(mut self, name: impl Into<String>, value: impl IntoValue) -> Self {
@@ -138,6 +146,10 @@ impl NewEvent {
     pub fn new(topic: impl Into<String>, event_type: impl Into<String>) -> Self {
         let event = v1::NewEvent { topic: topic.into(), r#type: event_type.into(), ..Default::default() };
         Self { event }
+    }
+
+    pub(super) fn into_message(self) -> v1::NewEvent {
+        self.event
     }
 
     /// Its key: events of one namespace, topic and key are published in commit order.
@@ -209,7 +221,7 @@ impl NewEvent {
     }
 }
 
-fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
     // The nanoseconds of a leap second reach two billion; protobuf's end at one.
     let nanos = time.timestamp_subsec_nanos().min(999_999_999).cast_signed();
     prost_types::Timestamp { seconds: time.timestamp(), nanos }

@@ -34,6 +34,8 @@ pub enum Disposition {
     /// It had been applied before; this is the stored answer. After a lost answer that may be an attempt of the same
     /// call.
     Replayed,
+    /// The consumer has handled the event in another request; this is the answer stored with its mark.
+    Duplicate,
 }
 
 /// Why a part of an answer cannot be read.
@@ -92,11 +94,11 @@ impl Committed {
     pub fn disposition(&self) -> Disposition {
         match self.answer.disposition() {
             v1::Disposition::Replayed => Disposition::Replayed,
-            // This client neither consumes nor asks for validation.
-            v1::Disposition::Applied
-            | v1::Disposition::Duplicate
-            | v1::Disposition::Validated
-            | v1::Disposition::Unspecified => Disposition::Applied,
+            v1::Disposition::Duplicate => Disposition::Duplicate,
+            // This client does not ask for validation.
+            v1::Disposition::Applied | v1::Disposition::Validated | v1::Disposition::Unspecified => {
+                Disposition::Applied
+            }
         }
     }
 
@@ -122,7 +124,7 @@ impl Committed {
     pub fn result(&self, index: usize) -> Result<OperationResult<'_>, ReadError> {
         let results = &self.answer.results;
         let result = results.get(index).ok_or(ReadError::NoResult { index, count: results.len() })?;
-        Ok(OperationResult { result })
+        Ok(OperationResult::new(result))
     }
 }
 
@@ -133,6 +135,10 @@ pub struct OperationResult<'a> {
 }
 
 impl<'a> OperationResult<'a> {
+    pub(super) fn new(result: &'a v1::OperationResult) -> Self {
+        Self { result }
+    }
+
     /// Rows returned or changed.
     pub fn rows_affected(&self) -> i64 {
         self.result.rows_affected
