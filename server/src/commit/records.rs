@@ -44,8 +44,8 @@ impl Records {
 
     /// What is wrong with the size of an event's record.
     pub(super) fn fault(&self, event: &EventDraft) -> Option<String> {
-        let (bytes, limit) = (self.bytes(event), (self.bytes_max)(&event.topic)?);
-        let topic = &event.topic;
+        let (topic, limit) = (&event.topic, (self.bytes_max)(&event.topic)?);
+        let bytes = self.bytes(event);
         (bytes > limit).then(|| format!("makes a record of {bytes} bytes; topic {topic:?} takes at most {limit}"))
     }
 

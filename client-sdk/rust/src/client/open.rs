@@ -3,7 +3,7 @@
 //! Invariant: its life is the stream's; dropping it rolls back at once. After an error nothing more can be done with it, and
 //! the error is kept for whoever runs the closure. It deliberately cannot be committed by the closure: returning `Ok` does.
 
-use futures_util::stream::{BoxStream, StreamExt as _, unfold};
+use futures_util::stream::{StreamExt as _, unfold};
 use outbox_proto::v1::{self, transact_request::Step as Message, transact_response::Step as Reply};
 use tokio::sync::mpsc;
 use tonic::{Request, Status, Streaming};
@@ -12,9 +12,6 @@ use super::{Command, CommitError, Failure, NewEvent, OperationResult, call::Rpc}
 
 /// One message is under way at a time.
 const MESSAGES: usize = 1;
-
-/// What a transaction is sent by.
-pub(super) type Messages = BoxStream<'static, v1::TransactRequest>;
 
 /// An open transaction. Dropping it rolls it back.
 #[derive(Debug)]
@@ -57,7 +54,7 @@ impl OpenTransaction {
         mut rpc: Rpc,
         begin: v1::Begin,
         attempt: u32,
-        request: impl FnOnce(Messages) -> Request<Messages>,
+        call: Request<()>,
     ) -> Result<Begun, Status> {
         let (messages, sent) = mpsc::channel(MESSAGES);
         let sent = unfold(sent, |mut sent| async move { sent.recv().await.map(|message| (message, sent)) });
@@ -65,7 +62,7 @@ impl OpenTransaction {
         // Queued first: the server need not answer the call before it has the first message.
         let first = v1::TransactRequest { step: Some(Message::Begin(begin)) };
         messages.send(first).await.map_err(|_| lost())?;
-        let replies = rpc.transact(request(sent.boxed())).await?.into_inner();
+        let replies = rpc.transact(call.map(|()| sent.boxed())).await?.into_inner();
         let mut open = Self { messages, replies, request_id, attempt, events: Vec::new(), failure: None };
         match open.reply().await? {
             Reply::Begun(_) => Ok(Begun::Open(open)),

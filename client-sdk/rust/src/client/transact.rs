@@ -71,6 +71,14 @@ enum Ended<T, E> {
     Failed { status: Status, error: Option<E> },
 }
 
+/// How far an attempt has come.
+#[derive(Clone, Copy)]
+enum Phase {
+    Beginning,
+    Open,
+    Committing,
+}
+
 impl Transact {
     pub(super) fn new(client: Client) -> Self {
         let begin = v1::Begin {
@@ -133,6 +141,9 @@ impl Transact {
     /// another version than was expected (`ABORTED`), is busy, or is lost: until the deadline. Keep effects that no
     /// rollback undoes out of it.
     ///
+    /// Await it where it is made: of a future that holds an async closure the compiler does not see yet that it is `Send`, so
+    /// that `tokio::spawn` refuses it; a `LocalSet` does not.
+    ///
     /// Cancellation: dropping the future rolls back, unless the commit was under way; running another with the same
     /// [`request_id`](Self::request_id) settles that.
     ///
@@ -163,23 +174,26 @@ impl Transact {
         attempts: &mut u32,
     ) -> Result<Transacted<T>, TransactError<E>> {
         let until = Instant::now() + self.deadline;
+        // Whether an attempt may have committed whose answer was lost.
+        let mut in_doubt = false;
         loop {
             *attempts += 1;
-            let mut committing = false;
-            let attempt = self.attempt(closure, until, span, *attempts, &mut committing);
-            let (status, error) = match timeout_at(until, attempt).await {
-                Ok(Ended::Committed(value, answer)) => {
+            let mut phase = Phase::Beginning;
+            let attempt = timeout_at(until, self.attempt(closure, until, span, *attempts, &mut phase)).await;
+            let Ok(ended) = attempt else {
+                let in_doubt = phase.leaves_in_doubt(in_doubt, Verdict::Unknown);
+                return Err(failed(&self.begin.request_id, *attempts, late(self.deadline), None, in_doubt));
+            };
+            let (status, error) = match ended {
+                Ended::Committed(value, answer) => {
                     return Ok(Transacted { value, committed: Committed::new(answer) });
                 }
-                Ok(Ended::Closure(error)) => return Err(TransactError::Closure(error)),
-                Ok(Ended::Failed { status, error }) if !timed_out(&status) => (status, error),
-                Ok(Ended::Failed { .. }) | Err(_) => {
-                    (Status::deadline_exceeded(format!("not committed within {:?}", self.deadline)), None)
-                }
+                Ended::Closure(error) => return Err(TransactError::Closure(error)),
+                Ended::Failed { status, .. } if timed_out(&status) => (late(self.deadline), None),
+                Ended::Failed { status, error } => (status, error),
             };
             let verdict = judge(&status);
-            // Only a commit whose answer was lost may have been applied. The next attempt's claim settles it.
-            let in_doubt = committing && matches!(verdict, Verdict::Unknown | Verdict::Retry { reached: true, .. });
+            in_doubt = phase.leaves_in_doubt(in_doubt, verdict);
             let after = match verdict {
                 Verdict::Retry { after, .. } => after.unwrap_or_default(),
                 // Whatever it was decided on has changed: it is decided anew.
@@ -201,19 +215,18 @@ impl Transact {
         until: Instant,
         span: &Span,
         attempt: u32,
-        committing: &mut bool,
+        phase: &mut Phase,
     ) -> Ended<T, E> {
-        let begun = OpenTransaction::begin(self.client.rpc.clone(), self.begin.clone(), attempt, |messages| {
-            let mut request = Request::new(messages);
-            request.set_timeout(until.saturating_duration_since(Instant::now()));
-            trace::inject(span, request.metadata_mut());
-            request
-        });
+        let mut call = Request::new(());
+        call.set_timeout(until.saturating_duration_since(Instant::now()));
+        trace::inject(span, call.metadata_mut());
+        let begun = OpenTransaction::begin(self.client.rpc.clone(), self.begin.clone(), attempt, call);
         let mut transaction = match begun.await {
             Ok(Begun::Open(transaction)) => transaction,
             Ok(Begun::Answered(answer)) => return Ended::Committed(None, answer),
             Err(status) => return Ended::Failed { status, error: None },
         };
+        *phase = Phase::Open;
         let done = closure(&mut transaction).await;
         match (transaction.failure(), done) {
             (Some(status), done) => Ended::Failed { status, error: done.err() },
@@ -222,7 +235,7 @@ impl Transact {
                 Ended::Closure(error)
             }
             (None, Ok(value)) => {
-                *committing = true;
+                *phase = Phase::Committing;
                 match transaction.commit().await {
                     Ok(answer) => Ended::Committed(Some(value), answer),
                     Err(status) => Ended::Failed { status, error: None },
@@ -230,6 +243,22 @@ impl Transact {
             }
         }
     }
+}
+
+impl Phase {
+    /// Whether some attempt may have committed, after one that came so far. `before` is whether an earlier one may have.
+    fn leaves_in_doubt(self, before: bool, verdict: Verdict) -> bool {
+        match self {
+            // The server looks the request id up before it begins: some refusals tell that it found nothing.
+            Self::Beginning => before && !matches!(verdict, Verdict::Refused { settles: true }),
+            Self::Open => false,
+            Self::Committing => matches!(verdict, Verdict::Unknown | Verdict::Retry { reached: true, .. }),
+        }
+    }
+}
+
+fn late(deadline: Duration) -> Status {
+    Status::deadline_exceeded(format!("not committed within {deadline:?}"))
 }
 
 /// What to tell of the last attempt: the closure's own word on it, if it has one.
@@ -244,4 +273,26 @@ fn failed<E>(request_id: &str, attempts: u32, status: Status, error: Option<E>, 
         (false, true) => CommitError::Unreachable(failure),
         (false, false) => CommitError::Refused(failure),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_answer_leaves_in_doubt_until_the_request_id_was_looked_up() {
+        let lost = Verdict::Retry { after: None, reached: true };
+        let busy = Verdict::Retry { after: None, reached: false };
+        let settled = Verdict::Refused { settles: true };
+        let in_doubt = Phase::Committing.leaves_in_doubt(false, lost);
+        assert!(in_doubt && Phase::Committing.leaves_in_doubt(false, Verdict::Unknown));
+        for verdict in [lost, busy, Verdict::Unknown, Verdict::Refused { settles: false }] {
+            assert!(Phase::Beginning.leaves_in_doubt(in_doubt, verdict), "{verdict:?} has settled nothing");
+            assert!(!Phase::Beginning.leaves_in_doubt(false, verdict), "nothing was committed yet");
+            assert!(!Phase::Open.leaves_in_doubt(in_doubt, verdict), "it is open: it had not been committed");
+        }
+        assert!(!Phase::Beginning.leaves_in_doubt(in_doubt, settled));
+        assert!(!Phase::Committing.leaves_in_doubt(false, busy), "it lost a conflict");
+        assert!(!Phase::Committing.leaves_in_doubt(false, settled));
+    }
 }
