@@ -7,6 +7,7 @@
 
 pub mod record;
 pub mod sequence;
+pub mod structured;
 pub mod trace;
 
 /// Package `outbox.v1`: messages, client and server stubs.

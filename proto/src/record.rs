@@ -38,7 +38,14 @@ pub mod origin {
     pub const ATTEMPTS: &str = "outbox-origin-attempts";
 }
 
-const SPEC_VERSION: &str = "1.0";
+/// Prefix of the headers of a replay. No free header may start with it.
+pub const REPLAY_PREFIX: &str = "outbox-replay";
+/// On a record that is published again on purpose: the replay's id. Its event id is that of the first time.
+pub const REPLAY: &str = "outbox-replay";
+/// On a copy within the outbox: the id of the event that it is a copy of. Never on a record, whose event id it is.
+pub const REPLAY_OF: &str = "outbox-replay-of";
+
+pub(crate) const SPEC_VERSION: &str = "1.0";
 const CE_SPEC_VERSION: &str = "ce_specversion";
 const CE_ID: &str = "ce_id";
 const CE_SOURCE: &str = "ce_source";
@@ -94,7 +101,7 @@ pub enum DecodeError {
 
 /// Whether a caller may use this name for a free header.
 pub fn is_free_header(name: &str) -> bool {
-    let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+    let reserved = [ATTRIBUTE_PREFIX, ORIGIN_PREFIX, REPLAY_PREFIX].iter().any(|prefix| name.starts_with(prefix));
     !name.is_empty() && !reserved && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE, SEQUENCE].contains(&name)
 }
 
@@ -130,12 +137,15 @@ impl AttributesRef<'_> {
         if let Some(time) = &self.time {
             put(CE_TIME, time.to_rfc3339_opts(SecondsFormat::Micros, true).as_bytes());
         }
-        let optional = [
-            (CE_SUBJECT, self.subject),
-            (CONTENT_TYPE, self.content_type),
-            (TRACEPARENT, self.traceparent),
-            (TRACESTATE, self.tracestate),
-        ];
+        if let Some(subject) = self.subject {
+            put(CE_SUBJECT, subject.as_bytes());
+        }
+        self.encode_content(self.content_type, put);
+    }
+
+    /// Calls `put` with the headers that are there in every mode: this content type and the trace context.
+    pub fn encode_content(&self, content_type: Option<&str>, mut put: impl FnMut(&str, &[u8])) {
+        let optional = [(CONTENT_TYPE, content_type), (TRACEPARENT, self.traceparent), (TRACESTATE, self.tracestate)];
         for (name, value) in optional {
             if let Some(value) = value {
                 put(name, value.as_bytes());
@@ -281,16 +291,9 @@ mod tests {
 
     #[test]
     fn names_the_codec_uses_are_not_free() {
-        for name in [
-            "",
-            "ce_id",
-            "ce_anything",
-            "outbox-origin-topic",
-            "content-type",
-            "traceparent",
-            "tracestate",
-            "outbox-sequence",
-        ] {
+        let ours =
+            ["", "ce_id", "ce_anything", "outbox-origin-topic", "outbox-replay", "outbox-replay-of", "outbox-sequence"];
+        for name in ours.into_iter().chain(["content-type", "traceparent", "tracestate"]) {
             assert!(!is_free_header(name), "{name}");
         }
         assert!(is_free_header("x-tenant"));

@@ -11,7 +11,7 @@ use crate::{
     commit::Committer,
     config::Config,
     ops,
-    relay::{self, Relay, Wake},
+    relay::{self, Inflow, Relay, Wake, kafka::limits::TopicLimits},
     store::{
         self,
         commit::{Executor, Statements, transact::Transactions},
@@ -84,14 +84,18 @@ impl Server {
             false => None,
         };
         let (wake, status) = relay.as_ref().map(|relay| (relay.wake(), relay.status())).unzip();
+        let limits = config.relay.enabled.then(|| TopicLimits::new(&config.kafka));
+        let learning = limits.clone().map(|limits| tokio::spawn(limits.learn(shutdown.clone())));
         let reader = Reader::new(&connector, &config);
         let gauge = Gauge::new(&reader, &config);
         let metrics = match config.metrics.listen.as_str() {
             "" => None,
             address => Some(TcpListener::bind(address).await?),
         };
-        let services = services(&config, &connector, (catalog, rpcs), reader.clone(), gauge.clone(), wake);
+        let services = services(&config, &connector, (catalog, rpcs), reader.clone(), gauge.clone(), limits, wake);
 
+        let inflow = relay.as_ref().map(|relay| Inflow::new(&config.database, relay.wake()).run(shutdown.clone()));
+        let inflow = inflow.map(tokio::spawn);
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
         let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
         let ages = config.retention.enabled.then(|| Ages::new(&config));
@@ -114,7 +118,7 @@ impl Server {
             Some(relaying) => relaying.await?,
             None => Ok(()),
         };
-        for task in [reporter, partitions].into_iter().chain(metrics) {
+        for task in [reporter, partitions].into_iter().chain(metrics).chain(inflow).chain(learning) {
             task.abort();
         }
         tracing::info!("stopped");
@@ -129,6 +133,7 @@ fn services(
     (catalog, rpcs): (Catalog, Rpcs),
     reader: Reader,
     gauge: Gauge,
+    limits: Option<TopicLimits>,
     wake: Option<Wake>,
 ) -> api::Services {
     let catalog = Arc::new(catalog);
@@ -136,13 +141,22 @@ fn services(
     let state = State::new(connector, Arc::clone(&statements), config);
     let executor = Executor::new(connector.clone(), Arc::clone(&statements), &config.database, &config.commit);
     let transactions = Transactions::new(connector, Arc::clone(&statements), state.clone(), config);
+    let record_bytes_max = move |topic: &str| limits.as_ref().and_then(|limits| limits.of(topic));
     let committed = move || {
         if let Some(wake) = &wake {
             wake.wake();
         }
     };
     api::Services {
-        committer: Committer::new(Arc::clone(&catalog), executor, transactions, state.clone(), config, committed),
+        committer: Committer::new(
+            Arc::clone(&catalog),
+            executor,
+            transactions,
+            state.clone(),
+            config,
+            record_bytes_max,
+            committed,
+        ),
         catalog,
         rpcs,
         state,

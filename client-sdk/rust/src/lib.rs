@@ -20,7 +20,8 @@ mod trace;
 
 pub use client::{
     Client, ClientBuilder, Command, Commit, CommitError, Committed, ConnectError, Disposition, Failure, FieldViolation,
-    FromValue, Interval, IntoValue, NewEvent, Numeric, OperationResult, ReadError, Row, ValueError,
+    FromValue, Interval, IntoValue, Isolation, NewEvent, Numeric, OpenTransaction, OperationResult, ReadError,
+    Returned, Row, Transact, TransactError, Transacted, ValueError,
 };
 pub use consumer::{
     BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,

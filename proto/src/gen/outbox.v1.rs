@@ -101,7 +101,7 @@ pub mod value {
         /// an array of any of these; nested for more dimensions
         #[prost(message, tag = "15")]
         Array(super::Array),
-        /// As a parameter only: what an earlier operation of the same commit returned.
+        /// As a parameter of a commit, or in an array that is one: what an earlier operation of the same commit returned.
         #[prost(message, tag = "16")]
         Reference(super::Reference),
     }
@@ -635,7 +635,7 @@ pub mod precondition {
     }
 }
 /// Stores a document, new or in the place of what is there. Its result has the new `version`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutDocument {
     /// 1 to 128 bytes.
     #[prost(string, tag = "1")]
@@ -648,10 +648,13 @@ pub struct PutDocument {
     pub json: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub precondition: ::core::option::Option<Precondition>,
+    /// In Commit: values out of earlier results to put at places of `json`, as in JsonTemplate.
+    #[prost(map = "string, message", tag = "5")]
+    pub values: ::std::collections::HashMap<::prost::alloc::string::String, Reference>,
 }
 /// Changes a document by a merge patch (RFC 7396); one that does not exist is made from an empty object. Its result has
 /// the new `version` and `value`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MergeDocument {
     #[prost(string, tag = "1")]
     pub collection: ::prost::alloc::string::String,
@@ -662,6 +665,9 @@ pub struct MergeDocument {
     pub patch: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub precondition: ::core::option::Option<Precondition>,
+    /// In Commit: values out of earlier results to put at places of `patch`, as in JsonTemplate.
+    #[prost(map = "string, message", tag = "5")]
+    pub values: ::std::collections::HashMap<::prost::alloc::string::String, Reference>,
 }
 /// Removes a document. Its result has the removed `version`, or no row when there was none.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -688,8 +694,8 @@ pub struct CheckDocument {
 /// An event to be stored and published.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NewEvent {
-    /// UUIDv7; empty lets the server make one. One made by the caller must lie within the server's clock window and
-    /// be unique. It is the id consumers deduplicate by.
+    /// UUIDv7; empty lets the server make one. One made by the caller must lie within the server's clock window (around
+    /// `deliver_after` when the event is delayed) and be unique. It is the id consumers deduplicate by.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// Kafka topic, 1 to 249 characters out of letters, digits, `.`, `_` and `-`.
@@ -710,7 +716,8 @@ pub struct NewEvent {
     /// Media type of the payload. Empty means `application/json` for `text` and `json`, and `application/octet-stream` for `data`.
     #[prost(string, tag = "9")]
     pub content_type: ::prost::alloc::string::String,
-    /// Further Kafka headers. Names must not start with `ce_` nor be `content-type`, `traceparent` or `tracestate`.
+    /// Further Kafka headers. Names must not start with `ce_`, `outbox-origin-` or `outbox-replay`, nor be `content-type`,
+    /// `traceparent` or `tracestate`.
     #[prost(map = "string, string", tag = "10")]
     pub headers: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -725,6 +732,13 @@ pub struct NewEvent {
     /// The event is stored only if this holds; its id in the answer is empty otherwise.
     #[prost(message, optional, tag = "14")]
     pub only_if: ::core::option::Option<Condition>,
+    /// Delays the event: it is stored with the commit, as durably as any other, and published when this time has come, soon
+    /// after it and never before. Absent or past: at once. At most 31 days ahead unless configured otherwise.
+    /// It takes its place in the order of its key when it is due: behind everything that was committed before then, whether
+    /// before or after this commit. Delayed events of one key follow each other in the order in which they are due.
+    /// Its id is made for that time, too, so that it lists and is kept among the events of then.
+    #[prost(message, optional, tag = "15")]
+    pub deliver_after: ::core::option::Option<::prost_types::Timestamp>,
     /// The record's value, published byte for byte. Absent: a tombstone.
     #[prost(oneof = "new_event::Payload", tags = "7, 8, 12")]
     pub payload: ::core::option::Option<new_event::Payload>,
@@ -787,21 +801,27 @@ pub struct Event {
     pub settled: bool,
     #[prost(enumeration = "EventState", tag = "16")]
     pub state: i32,
+    /// Of SCHEDULED: when it is due. It has no position until then.
+    #[prost(message, optional, tag = "17")]
+    pub deliver_after: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Something that happened to an event.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventStep {
-    /// PENDING: it was stored.
+    /// SCHEDULED: it was stored, to be published later. PENDING: it was stored, or its time had come.
     #[prost(enumeration = "EventState", tag = "1")]
     pub state: i32,
     #[prost(message, optional, tag = "2")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Of PUBLISHED: where it is.
+    /// Of PUBLISHED: where it is. Of REPLAYED: where it is again; absent until then.
     #[prost(message, optional, tag = "3")]
     pub place: ::core::option::Option<Place>,
-    /// Of HELD and DISCARDED: why.
+    /// Of HELD, DISCARDED and REPLAYED: why.
     #[prost(string, tag = "4")]
     pub reason: ::prost::alloc::string::String,
+    /// Of REPLAYED: who asked for it.
+    #[prost(string, tag = "5")]
+    pub requested_by: ::prost::alloc::string::String,
 }
 /// Where a record is in Kafka.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -843,10 +863,10 @@ pub struct ListEventsRequest {
     /// Only this type; empty means all.
     #[prost(string, tag = "4")]
     pub r#type: ::prost::alloc::string::String,
-    /// Created at or after; absent means one hour before `created_before`.
+    /// Created, or due when it was delayed, at or after; absent means one hour before `created_before`.
     #[prost(message, optional, tag = "5")]
     pub created_from: ::core::option::Option<::prost_types::Timestamp>,
-    /// Created before; absent means now.
+    /// Created or due before; absent means now.
     #[prost(message, optional, tag = "6")]
     pub created_before: ::core::option::Option<::prost_types::Timestamp>,
     /// 1 to 1,000; 0 means 100.
@@ -878,7 +898,7 @@ pub struct WaitPublishedRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WaitPublishedResponse {
-    /// One for each id, in the request's order. PENDING ones are those for which the time did not suffice.
+    /// One for each id, in the request's order. PENDING and SCHEDULED ones are those for which the time did not suffice.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<WaitedEvent>,
 }
@@ -1028,6 +1048,116 @@ pub struct DiscardRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscardResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// The caller's name for this replay, 1 to 128 characters: asked for again with the same body, it is the same replay.
+    /// May be empty for a dry run.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Only counts the events that match.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    /// At most so many; 1 to 10,000, 0 means 100.
+    #[prost(uint32, tag = "6")]
+    pub events_per_second: u32,
+    /// Why, 1 to 1,000 characters.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// Who asks, 1 to 1,000 characters.
+    #[prost(string, tag = "8")]
+    pub requested_by: ::prost::alloc::string::String,
+    #[prost(oneof = "replay_request::Selection", tags = "3, 4")]
+    pub selection: ::core::option::Option<replay_request::Selection>,
+}
+/// Nested message and enum types in `ReplayRequest`.
+pub mod replay_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Selection {
+        /// These events. Each must be stored and published (`EVENT_NOT_FOUND`, `EVENT_NOT_PUBLISHED`).
+        #[prost(message, tag = "3")]
+        Ids(super::EventIds),
+        /// Every published event that matches, stored by now.
+        #[prost(message, tag = "4")]
+        Filter(super::EventFilter),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventIds {
+    /// 1 to 1,000.
+    #[prost(string, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventFilter {
+    /// Created, or due when it was delayed, at or after. Required.
+    #[prost(message, optional, tag = "1")]
+    pub created_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Created or due before. Required.
+    #[prost(message, optional, tag = "2")]
+    pub created_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only this topic; empty means all.
+    #[prost(string, tag = "3")]
+    pub topic: ::prost::alloc::string::String,
+    /// Only this key; absent means all.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub key: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Only this type; empty means all.
+    #[prost(string, tag = "5")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Only this source; empty means all.
+    #[prost(string, tag = "6")]
+    pub source: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayResponse {
+    #[prost(message, optional, tag = "1")]
+    pub progress: ::core::option::Option<ReplayProgress>,
+    /// What to expect: that the events follow newer ones of their keys, and what of a range of time is not kept any more.
+    #[prost(string, repeated, tag = "2")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How far a replay is; of a dry run only `matched`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayProgress {
+    /// As the records' header `outbox-replay` has it.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(enumeration = "ReplayState", tag = "2")]
+    pub state: i32,
+    /// Events that matched when it was asked for.
+    #[prost(int64, tag = "3")]
+    pub matched: i64,
+    /// Events that are in the stream again.
+    #[prost(int64, tag = "4")]
+    pub replayed: i64,
+    #[prost(uint32, tag = "5")]
+    pub events_per_second: u32,
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub requested_by: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "8")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Absent while it runs.
+    #[prost(message, optional, tag = "9")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelReplayRequest {
+    /// Tenant; empty means `default`.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelReplayResponse {
+    #[prost(message, optional, tag = "1")]
+    pub progress: ::core::option::Option<ReplayProgress>,
+}
 /// Where an event is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1041,6 +1171,10 @@ pub enum EventState {
     Held = 3,
     /// Given up by an operator.
     Discarded = 4,
+    /// Stored, and not due yet.
+    Scheduled = 5,
+    /// Of steps only: it was published again on purpose, or is about to be.
+    Replayed = 6,
 }
 impl EventState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1054,6 +1188,8 @@ impl EventState {
             Self::Published => "EVENT_STATE_PUBLISHED",
             Self::Held => "EVENT_STATE_HELD",
             Self::Discarded => "EVENT_STATE_DISCARDED",
+            Self::Scheduled => "EVENT_STATE_SCHEDULED",
+            Self::Replayed => "EVENT_STATE_REPLAYED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1064,6 +1200,8 @@ impl EventState {
             "EVENT_STATE_PUBLISHED" => Some(Self::Published),
             "EVENT_STATE_HELD" => Some(Self::Held),
             "EVENT_STATE_DISCARDED" => Some(Self::Discarded),
+            "EVENT_STATE_SCHEDULED" => Some(Self::Scheduled),
+            "EVENT_STATE_REPLAYED" => Some(Self::Replayed),
             _ => None,
         }
     }
@@ -1134,6 +1272,38 @@ impl HoldKind {
             "HOLD_KIND_EVENT" => Some(Self::Event),
             "HOLD_KIND_KEY" => Some(Self::Key),
             "HOLD_KIND_TOPIC" => Some(Self::Topic),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ReplayState {
+    Unspecified = 0,
+    Running = 1,
+    Done = 2,
+    Cancelled = 3,
+}
+impl ReplayState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REPLAY_STATE_UNSPECIFIED",
+            Self::Running => "REPLAY_STATE_RUNNING",
+            Self::Done => "REPLAY_STATE_DONE",
+            Self::Cancelled => "REPLAY_STATE_CANCELLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REPLAY_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "REPLAY_STATE_RUNNING" => Some(Self::Running),
+            "REPLAY_STATE_DONE" => Some(Self::Done),
+            "REPLAY_STATE_CANCELLED" => Some(Self::Cancelled),
             _ => None,
         }
     }
@@ -1336,7 +1506,7 @@ pub mod event_service_client {
         }
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
         pub async fn park(
             &mut self,
             request: impl tonic::IntoRequest<super::ParkRequest>,
@@ -1380,8 +1550,9 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("outbox.v1.EventService", "Unpark"));
             self.inner.unary(req, path, codec).await
         }
-        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
-        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
+        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
+        /// published.
         pub async fn discard(
             &mut self,
             request: impl tonic::IntoRequest<super::DiscardRequest>,
@@ -1404,6 +1575,57 @@ pub mod event_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("outbox.v1.EventService", "Discard"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Publishes published events again: given ones, or all of a range of time for which the rest holds, 100,000 at most.
+        /// Running relays do it, at the given rate; they go on after a crash, without repeating. A record carries the event id of
+        /// the first time and the header `outbox-replay`, so that consumers pass over what they have handled unless they mean to
+        /// handle it anew. Called again with the same `request_id` it tells how far the replay is. Events whose partition has been
+        /// dropped cannot be replayed (`EVENT_NOT_FOUND`, or a warning when a range of time begins before what is kept).
+        pub async fn replay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReplayRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReplayResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/Replay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "Replay"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a replay early; what it has copied is published. Does nothing when it has ended. NOT_FOUND (`REPLAY_NOT_FOUND`).
+        pub async fn cancel_replay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CancelReplayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelReplayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outbox.v1.EventService/CancelReplay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outbox.v1.EventService", "CancelReplay"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -1455,7 +1677,7 @@ pub mod event_service_server {
         >;
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
         async fn park(
             &self,
             request: tonic::Request<super::ParkRequest>,
@@ -1465,12 +1687,30 @@ pub mod event_service_server {
             &self,
             request: tonic::Request<super::UnparkRequest>,
         ) -> std::result::Result<tonic::Response<super::UnparkResponse>, tonic::Status>;
-        /// Gives a held event up for good: it is never published, and kept with the reason. What waited behind a failed event
-        /// goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being published.
+        /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
+        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
+        /// published.
         async fn discard(
             &self,
             request: tonic::Request<super::DiscardRequest>,
         ) -> std::result::Result<tonic::Response<super::DiscardResponse>, tonic::Status>;
+        /// Publishes published events again: given ones, or all of a range of time for which the rest holds, 100,000 at most.
+        /// Running relays do it, at the given rate; they go on after a crash, without repeating. A record carries the event id of
+        /// the first time and the header `outbox-replay`, so that consumers pass over what they have handled unless they mean to
+        /// handle it anew. Called again with the same `request_id` it tells how far the replay is. Events whose partition has been
+        /// dropped cannot be replayed (`EVENT_NOT_FOUND`, or a warning when a range of time begins before what is kept).
+        async fn replay(
+            &self,
+            request: tonic::Request<super::ReplayRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReplayResponse>, tonic::Status>;
+        /// Ends a replay early; what it has copied is published. Does nothing when it has ended. NOT_FOUND (`REPLAY_NOT_FOUND`).
+        async fn cancel_replay(
+            &self,
+            request: tonic::Request<super::CancelReplayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CancelReplayResponse>,
+            tonic::Status,
+        >;
     }
     /// Reads stored events, waits for them, and sets them aside.
     ///
@@ -1851,6 +2091,96 @@ pub mod event_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiscardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/Replay" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplaySvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::ReplayRequest>
+                    for ReplaySvc<T> {
+                        type Response = super::ReplayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReplayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::replay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outbox.v1.EventService/CancelReplay" => {
+                    #[allow(non_camel_case_types)]
+                    struct CancelReplaySvc<T: EventService>(pub Arc<T>);
+                    impl<
+                        T: EventService,
+                    > tonic::server::UnaryService<super::CancelReplayRequest>
+                    for CancelReplaySvc<T> {
+                        type Response = super::CancelReplayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CancelReplayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EventService>::cancel_replay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CancelReplaySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2964,6 +3294,10 @@ pub struct Begin {
     /// Nothing can be written, and nothing is remembered.
     #[prost(bool, tag = "4")]
     pub read_only: bool,
+    /// As in CommitRequest, and claimed with the request id: when the consumer has handled the event in another request, the
+    /// answer to `begin` is `committed`, with disposition DUPLICATE. Must be absent when the transaction only reads.
+    #[prost(message, optional, tag = "5")]
+    pub consume: ::core::option::Option<Consume>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Begun {}
@@ -3594,6 +3928,9 @@ pub struct GetRelayResponse {
     /// Where events are read from.
     #[prost(message, optional, tag = "8")]
     pub source: ::core::option::Option<RelaySource>,
+    /// Delayed events that are not due yet, counted to 10,000. Those that are due count as unsettled.
+    #[prost(int64, tag = "9")]
+    pub scheduled: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelaySource {

@@ -22,7 +22,7 @@ use crate::{
         delivery::Delivered,
         document::{Document, DocumentCall, Precondition, Verb},
         event::{EventState, Step, TraceContext},
-        link::{EventLinks, Links, OperationLinks, Reference},
+        link::{Element, EventLinks, Links, OperationLinks},
         value::{SqlType, Value, ValueError},
     },
     store::{event::Listed, held::Held},
@@ -51,16 +51,25 @@ pub(super) fn request(message: v1::CommitRequest, trace: Option<TraceContext>) -
     Ok(Request { namespace, request_id, operations, events, links, consume, validate_only, trace })
 }
 
+/// The event that a request handles.
+///
+/// # Errors
+/// As [`request`].
+fn consume(consume: v1::Consume) -> Result<Consume, Vec<Violation>> {
+    let mut faults = Faults::default();
+    faults.consume(consume).ok_or(faults.0)
+}
+
 /// A query's command.
 ///
 /// # Errors
 /// As [`request`].
 pub(super) fn query(command: Option<v1::CommandCall>) -> Result<CommandCall, Vec<Violation>> {
     let mut faults = Faults::default();
-    let mut references = BTreeMap::new();
-    let call = command.map(|call| faults.call("command", call, &mut references));
-    for name in references.keys() {
-        faults.add(format!("command.parameters[{name}]"), "is a reference, but there is no earlier operation");
+    let mut links = OperationLinks::default();
+    let call = command.map(|call| faults.call("command", call, &mut links));
+    for name in links.parameters.keys().chain(links.arrays.keys()) {
+        faults.add(format!("command.parameters[{name}]"), "has a reference, but there is no earlier operation");
     }
     if call.is_none() {
         faults.add("command".into(), "is required");
@@ -83,26 +92,25 @@ impl Faults {
     fn operation(&mut self, index: usize, operation: v1::Operation, links: &mut Links) -> Option<Operation> {
         let field = format!("operations[{index}]");
         let mut own = OperationLinks { only_if: operation.only_if.map(condition), ..OperationLinks::default() };
-        let converted = self.kind(&field, operation.kind, &mut own.parameters);
+        let converted = self.kind(&field, operation.kind, &mut own);
         if own != OperationLinks::default() {
             links.operations.insert(index, own);
         }
         converted
     }
 
-    fn kind(
-        &mut self,
-        field: &str,
-        kind: Option<operation::Kind>,
-        references: &mut BTreeMap<String, Reference>,
-    ) -> Option<Operation> {
+    fn kind(&mut self, field: &str, kind: Option<operation::Kind>, links: &mut OperationLinks) -> Option<Operation> {
         use operation::Kind;
         let (collection, id, verb, precondition) = match kind {
             Some(Kind::Command(call)) => {
-                return Some(Operation::Command(self.call(&format!("{field}.command"), call, references)));
+                return Some(Operation::Command(self.call(&format!("{field}.command"), call, links)));
             }
-            Some(Kind::PutDocument(put)) => (put.collection, put.id, Verb::Put(put.json), put.precondition),
+            Some(Kind::PutDocument(put)) => {
+                links.document = link::document(&put.json, put.values);
+                (put.collection, put.id, Verb::Put(put.json), put.precondition)
+            }
             Some(Kind::MergeDocument(merge)) => {
+                links.document = link::document(&merge.patch, merge.values);
                 (merge.collection, merge.id, Verb::Merge(merge.patch), merge.precondition)
             }
             Some(Kind::DeleteDocument(delete)) => (delete.collection, delete.id, Verb::Delete, delete.precondition),
@@ -120,24 +128,18 @@ impl Faults {
     }
 
     /// References go beside the values.
-    fn call(
-        &mut self,
-        field: &str,
-        call: v1::CommandCall,
-        references: &mut BTreeMap<String, Reference>,
-    ) -> CommandCall {
+    fn call(&mut self, field: &str, call: v1::CommandCall, links: &mut OperationLinks) -> CommandCall {
         let mut parameters = BTreeMap::new();
         for (name, value) in call.parameters {
-            if let Some(Kind::Reference(reference)) = value.kind {
-                references.insert(name, link::reference(reference));
-                continue;
+            match element_of(value, 0) {
+                Some(Element::Value(value)) => drop(parameters.insert(name, value)),
+                Some(Element::Reference(reference)) => drop(links.parameters.insert(name, reference)),
+                Some(Element::Array(elements)) => drop(links.arrays.insert(name, elements)),
+                None => {
+                    let description = format!("holds arrays nested more than {ARRAY_DEPTH_MAX} deep");
+                    self.add(format!("{field}.parameters[{name}]"), description);
+                }
             }
-            let value = value_of(value, 0);
-            if value.is_none() {
-                let field = format!("{field}.parameters[{name}]");
-                self.add(field, format!("holds a reference, or arrays nested more than {ARRAY_DEPTH_MAX} deep"));
-            }
-            parameters.insert(name, value.unwrap_or(Value::Null));
         }
         CommandCall { name: call.name, parameters }
     }
@@ -173,13 +175,14 @@ impl Faults {
             }
             parsed
         });
-        let moment = event.time.and_then(|moment| {
-            let time = time(moment);
-            if time.is_none() {
-                self.add(format!("events[{index}].time"), "is not a valid timestamp");
+        let mut moment = |field: &str, moment: Option<Timestamp>| {
+            let time = moment.map(time);
+            if time == Some(None) {
+                self.add(format!("events[{index}].{field}"), "is not a valid timestamp");
             }
-            time
-        });
+            time.flatten()
+        };
+        let (time, deliver_after) = (moment("time", event.time), moment("deliver_after", event.deliver_after));
         let (data, media_type) = match event.payload {
             None => (None, None),
             Some(v1::new_event::Payload::Data(data)) => (Some(data.into()), Some("application/octet-stream")),
@@ -204,8 +207,30 @@ impl Faults {
             data,
             content_type: text(event.content_type).or(media_type.map(Into::into)),
             headers: event.headers.into_iter().collect(),
-            time: moment,
+            time,
+            deliver_after,
         }
+    }
+}
+
+/// A value, with references in it or not; `None` when it is nested too deep.
+fn element_of(message: v1::Value, depth: usize) -> Option<Element> {
+    match message.kind {
+        Some(Kind::Reference(reference)) => Some(Element::Reference(link::reference(reference))),
+        Some(Kind::Array(array)) if array.elements.iter().any(refers) => {
+            let elements = array.elements.into_iter().map(|element| element_of(element, depth + 1));
+            (depth < ARRAY_DEPTH_MAX).then(|| elements.collect::<Option<_>>().map(Element::Array))?
+        }
+        kind => value_of(v1::Value { kind }, depth).map(Element::Value),
+    }
+}
+
+/// Whether there is a reference in it. Messages are decoded to a limited depth only.
+fn refers(value: &v1::Value) -> bool {
+    match &value.kind {
+        Some(Kind::Reference(_)) => true,
+        Some(Kind::Array(array)) => array.elements.iter().any(refers),
+        _ => false,
     }
 }
 
@@ -360,18 +385,21 @@ pub(super) fn event(listed: Listed) -> v1::Event {
         traceparent: event.trace.map(|trace| trace.parent).unwrap_or_default(),
         lane: u32::try_from(stored.lane).unwrap_or_default(),
         position: stored.position,
-        settled: listed.state != EventState::Pending,
+        settled: !matches!(listed.state, EventState::Scheduled | EventState::Pending),
         state: state(listed.state).into(),
+        deliver_after: event.due_at.map(timestamp),
     }
 }
 
 /// Where an event is on its way.
 pub(super) fn state(state: EventState) -> v1::EventState {
     match state {
+        EventState::Scheduled => v1::EventState::Scheduled,
         EventState::Pending => v1::EventState::Pending,
         EventState::Published => v1::EventState::Published,
         EventState::Held => v1::EventState::Held,
         EventState::Discarded => v1::EventState::Discarded,
+        EventState::Replayed => v1::EventState::Replayed,
     }
 }
 
@@ -382,6 +410,7 @@ pub(super) fn history_step(step: Step) -> v1::EventStep {
         time: Some(timestamp(step.time)),
         place: step.place.map(place),
         reason: step.reason.unwrap_or_default(),
+        requested_by: step.requested_by.unwrap_or_default(),
     }
 }
 
@@ -432,10 +461,4 @@ pub(super) fn time(timestamp: Timestamp) -> Option<DateTime<Utc>> {
 
 pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or_default() }
-}
-
-/// The smallest UUIDv7 of a moment.
-pub(super) fn uuid_floor(moment: DateTime<Utc>) -> Uuid {
-    let millis = u64::try_from(moment.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
-    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }

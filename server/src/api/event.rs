@@ -1,10 +1,11 @@
-//! `EventService`: reading stored events; `held` and `waiting` have its other calls.
+//! `EventService`: reading stored events; `held`, `waiting` and `replay` have its other calls.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use outbox_proto::v1::{
-    DiscardRequest, DiscardResponse, GetEventRequest, GetEventResponse, ListEventsRequest, ListEventsResponse,
-    ListHeldRequest, ListHeldResponse, ParkRequest, ParkResponse, UnparkRequest, UnparkResponse, WaitPublishedRequest,
-    WaitPublishedResponse, event_service_server::EventService,
+    CancelReplayRequest, CancelReplayResponse, DiscardRequest, DiscardResponse, GetEventRequest, GetEventResponse,
+    ListEventsRequest, ListEventsResponse, ListHeldRequest, ListHeldResponse, ParkRequest, ParkResponse, ReplayRequest,
+    ReplayResponse, UnparkRequest, UnparkResponse, WaitPublishedRequest, WaitPublishedResponse,
+    event_service_server::EventService,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -13,12 +14,18 @@ use super::{
     call::{self, Limits},
     convert,
     held::HeldCalls,
-    page_token, status,
+    page_token,
+    replay::ReplayCalls,
+    status,
     waiting::Waiting,
 };
 use crate::{
     commit::Violation,
-    store::event::{Filter, Reader},
+    model::commit::uuid_floor,
+    store::{
+        event::{Filter, Reader},
+        replay::Replays,
+    },
 };
 
 const RANGE_DEFAULT: TimeDelta = TimeDelta::hours(1);
@@ -27,12 +34,14 @@ pub(super) struct Events {
     reader: Reader,
     held: HeldCalls,
     waiting: Waiting,
+    replays: ReplayCalls,
     limits: Limits,
 }
 
 impl Events {
     pub(super) fn new(reader: Reader, held: HeldCalls, limits: Limits) -> Self {
-        Self { waiting: Waiting::new(reader.clone()), reader, held, limits }
+        let (waiting, replays) = (Waiting::new(reader.clone()), ReplayCalls::new(Replays::new(&reader)));
+        Self { reader, held, waiting, replays, limits }
     }
 }
 
@@ -95,6 +104,19 @@ impl EventService for Events {
         let deadline = self.limits.deadline(request.metadata());
         self.held.discard(request.into_inner(), deadline).await.map(Response::new)
     }
+
+    async fn replay(&self, request: Request<ReplayRequest>) -> Result<Response<ReplayResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.replays.replay(request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn cancel_replay(
+        &self,
+        request: Request<CancelReplayRequest>,
+    ) -> Result<Response<CancelReplayResponse>, Status> {
+        let deadline = self.limits.deadline(request.metadata());
+        self.replays.cancel(request.into_inner(), deadline).await.map(Response::new)
+    }
 }
 
 fn filter(request: ListEventsRequest, digest: page_token::Digest) -> Result<Filter, Vec<Violation>> {
@@ -114,7 +136,7 @@ fn filter(request: ListEventsRequest, digest: page_token::Digest) -> Result<Filt
     faults.extend(page_size.as_ref().err().cloned());
     faults.extend(range.as_ref().err().cloned());
     let (Ok(page_size), Ok(range), []) = (page_size, range, faults.as_slice()) else { return Err(faults) };
-    let (from, before) = range.unwrap_or((convert::uuid_floor(from), convert::uuid_floor(before)));
+    let (from, before) = range.unwrap_or((uuid_floor(from), uuid_floor(before)));
     let text = |text: String| (!text.is_empty()).then_some(text);
     Ok(Filter {
         namespace: call::namespace(request.namespace),

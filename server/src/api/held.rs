@@ -15,7 +15,7 @@ use crate::{
     store::held::{Discarded, Filter, Holds, Parked, Target},
 };
 
-const REASON_CHARS_MAX: usize = 1_000;
+const TEXT_CHARS_MAX: usize = 1_000;
 
 pub(super) struct HeldCalls {
     holds: Holds,
@@ -91,10 +91,15 @@ impl HeldCalls {
 
 /// What operators say why.
 pub(super) fn check_reason(reason: &str, faults: &mut Vec<Violation>) {
-    let chars = reason.chars().count();
-    if !(1..=REASON_CHARS_MAX).contains(&chars) || reason.contains('\0') {
-        let description = format!("has {chars} characters; expected 1 to {REASON_CHARS_MAX}, none of them NUL");
-        faults.push(Violation { field: "reason".into(), description });
+    check_text("reason", reason, faults);
+}
+
+/// What operators say.
+pub(super) fn check_text(field: &str, text: &str, faults: &mut Vec<Violation>) {
+    let chars = text.chars().count();
+    if !(1..=TEXT_CHARS_MAX).contains(&chars) || text.contains('\0') {
+        let description = format!("has {chars} characters; expected 1 to {TEXT_CHARS_MAX}, none of them NUL");
+        faults.push(Violation { field: field.into(), description });
     }
 }
 

@@ -17,6 +17,7 @@ mod page_token;
 mod reason;
 mod reflection;
 mod relay;
+mod replay;
 mod state;
 mod status;
 mod trace;

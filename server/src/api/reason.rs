@@ -50,8 +50,12 @@ reasons! {
     EVENT_ID_OUT_OF_RANGE: InvalidArgument, Mend;
     EVENT_NOT_FOUND: NotFound, Stop;
     EVENT_SETTLED: FailedPrecondition, Stop;
+    EVENT_NOT_PUBLISHED: FailedPrecondition, Anew;
     NOT_HELD: NotFound, Stop;
     HOLD_DRAINING: Aborted, Same;
+    REPLAY_NOT_FOUND: NotFound, Stop;
+    REPLAY_TOO_LARGE: FailedPrecondition, Mend;
+    TOO_MANY_REPLAYS: ResourceExhausted, Same;
     TOO_MANY_WAITING: ResourceExhausted, Same;
     COMMIT_NOT_FOUND: NotFound, Stop;
     DOCUMENT_NOT_FOUND: NotFound, Stop;

@@ -56,12 +56,13 @@ impl RelayService for Relays {
 }
 
 fn answer(numbers: Numbers) -> GetRelayResponse {
-    let Numbers { paused, source, unsettled, held, inbox: _, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, scheduled, held, inbox: _, instances, lanes } = numbers;
     GetRelayResponse {
         paused: paused.map(|p| Paused { reason: p.reason, since: Some(convert::timestamp(p.paused_at)) }),
         lag: unsettled.lag_ms.and_then(|ms| TimeDelta::milliseconds(ms).to_std().ok()?.try_into().ok()),
         unsettled: unsettled.events,
         unsettled_is_exact: unsettled.is_exact,
+        scheduled,
         held: Some(HeldCounts { failed: held.failed, parked: held.parked, holds: held.holds }),
         instances: instances
             .into_iter()

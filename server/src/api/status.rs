@@ -92,6 +92,33 @@ pub(super) fn event_settled(id: &str) -> Status {
     reply(reason::EVENT_SETTLED, message).with("event_id", &id).status()
 }
 
+pub(super) fn event_not_published(id: &str) -> Status {
+    let message = format!("event {id} is not published, or no longer to be: there is nothing to publish again");
+    reply(reason::EVENT_NOT_PUBLISHED, message).with("event_id", &id).status()
+}
+
+pub(super) fn request_id_reused() -> Status {
+    store(&store::Error::RequestIdReused)
+}
+
+pub(super) fn replay_not_found(request_id: &str) -> Status {
+    let message = format!("no replay {request_id:?} was asked for in this namespace");
+    reply(reason::REPLAY_NOT_FOUND, message).with("request_id", &request_id).status()
+}
+
+pub(super) fn replay_too_large(max: i64) -> Status {
+    let message = format!("more than {max} events match; choose a narrower range of time");
+    reply(reason::REPLAY_TOO_LARGE, message).with("max", &max).status()
+}
+
+/// As many replays run as may.
+pub(super) fn too_many_replays(max: i32) -> Status {
+    let mut reply = reply(reason::TOO_MANY_REPLAYS, format!("{max} replays run already; wait, or cancel one"));
+    reply = reply.with("max", &max);
+    reply.details.set_retry_info(Some(Duration::from_secs(5)));
+    reply.status()
+}
+
 pub(super) fn not_held(what: &str) -> Status {
     reply(reason::NOT_HELD, format!("{what} is not held in this namespace")).with("target", &what).status()
 }

@@ -49,7 +49,8 @@ impl Waiting {
             if let Some(missing) = ids.iter().find(|id| !found.contains_key(id)) {
                 return Err(status::event_not_found(&missing.to_string()));
             }
-            let pending = found.values().any(|found| found.state == EventState::Pending);
+            let pending =
+                found.values().any(|found| matches!(found.state, EventState::Scheduled | EventState::Pending));
             if !pending || Instant::now() + pause > until {
                 return Ok(WaitPublishedResponse { events: ids.iter().map(|id| waited(&found[id])).collect() });
             }

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod dev;
 mod relay;
+mod replay;
 mod retain;
 mod sequence;
 
@@ -36,6 +37,7 @@ Examples:
   OUTBOXD_DATABASE__URL=postgres://app@db/app outboxd migrate
   outboxd relay switch wal
   outboxd relay status --database-url postgres://app@db/app
+  outboxd replay --topic users --from 2026-03-01T08:00:00Z --before 2026-03-01T09:00:00Z --dry-run
   outboxd retain --dry-run
   outboxd sequence start users
   outboxd config check --config /etc/outboxd.toml
@@ -94,6 +96,8 @@ enum Command {
     /// Looks at the relays of all processes, changes their source, or answers what they ask
     #[command(subcommand)]
     Relay(relay::Command),
+    /// Publishes events again that were published before
+    Replay(Box<replay::Arguments>),
     /// Drops the partitions that nothing needs any more; `serve` does it every hour
     Retain(retain::Arguments),
     /// Has topics number their events per key, so that consumers can tell gaps and repeats
@@ -141,6 +145,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
             Ok(())
         }
         Command::Relay(command) => command.run(&layers.load()?).await,
+        Command::Replay(arguments) => arguments.run(&layers.load()?).await,
         Command::Retain(arguments) => {
             let config = layers.load()?;
             let _telemetry = telemetry::init(&config.telemetry)?;

@@ -31,7 +31,7 @@ impl Arguments {
                 Verdict::Dropped if self.dry_run => "would be dropped",
                 Verdict::Dropped => "dropped",
                 Verdict::Unsettled => "kept: a lane's progress has not passed all of it",
-                Verdict::Needed => "kept: events that it tells the places of are kept",
+                Verdict::Needed => "kept: events that belong with it are kept, or yet to come into it",
                 Verdict::Locked => "kept: a transaction is using it; the next run tries again",
             };
             println!("{name}  {verdict}");

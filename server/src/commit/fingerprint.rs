@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{
     commit::{CommandCall, Consume, EventDraft, Operation, Request},
     document::{DocumentCall, Precondition, Verb},
-    link::{Condition, EventLinks, Links, OperationLinks, Reference},
+    link::{Condition, Element, EventLinks, Links, OperationLinks, Reference},
+    template::Template,
     value::Value,
 };
 
@@ -39,6 +40,11 @@ pub fn of(request: &Request) -> [u8; 32] {
     }
     if !request.links.is_empty() {
         hash.links(&request.links);
+    }
+    for (index, event) in request.events.iter().enumerate() {
+        if let Some(after) = event.deliver_after {
+            hash.delay(index, after.timestamp_micros());
+        }
     }
     hash.0.finalize().into()
 }
@@ -116,17 +122,34 @@ impl Hash {
         self.bytes(&consume.event_time.timestamp_micros().to_le_bytes());
     }
 
+    fn delay(&mut self, event: usize, after_micros: i64) {
+        // In the place of a consumer's name, whose length it cannot be.
+        self.length(usize::MAX - 1);
+        self.length(event);
+        self.bytes(&after_micros.to_le_bytes());
+    }
+
     fn links(&mut self, links: &Links) {
         // In the place of a consumer's name, whose length it cannot be.
         self.length(usize::MAX);
         self.length(links.operations.len());
-        for (index, OperationLinks { only_if, parameters }) in &links.operations {
+        for (index, OperationLinks { only_if, parameters, arrays, document }) in &links.operations {
             self.length(*index);
             self.condition(only_if.as_ref());
             self.length(parameters.len());
             for (name, reference) in parameters {
                 self.bytes(name.as_bytes());
                 self.reference(reference);
+            }
+            for (name, elements) in arrays {
+                // In the place of the next operation's index, whose value it cannot be.
+                self.length(usize::MAX);
+                self.bytes(name.as_bytes());
+                self.elements(elements);
+            }
+            if let Some(template) = document {
+                self.length(usize::MAX - 1);
+                self.template(template);
             }
         }
         self.length(links.events.len());
@@ -136,11 +159,39 @@ impl Hash {
             self.tag(u8::from(key.is_some()));
             key.iter().for_each(|key| self.reference(key));
             self.optional(data.as_ref().map(|template| template.json.as_bytes()));
-            let values = || data.iter().flat_map(|template| &template.values);
-            self.length(values().count());
-            for (pointer, reference) in values() {
-                self.bytes(pointer.as_bytes());
-                self.reference(reference);
+            self.values(data.iter().flat_map(|template| &template.values));
+        }
+    }
+
+    fn template(&mut self, template: &Template) {
+        self.bytes(template.json.as_bytes());
+        self.values(template.values.iter());
+    }
+
+    fn values<'a>(&mut self, values: impl Iterator<Item = (&'a String, &'a Reference)> + Clone) {
+        self.length(values.clone().count());
+        for (pointer, reference) in values {
+            self.bytes(pointer.as_bytes());
+            self.reference(reference);
+        }
+    }
+
+    fn elements(&mut self, elements: &[Element]) {
+        self.length(elements.len());
+        for element in elements {
+            match element {
+                Element::Value(value) => {
+                    self.tag(0);
+                    self.value(value);
+                }
+                Element::Reference(reference) => {
+                    self.tag(1);
+                    self.reference(reference);
+                }
+                Element::Array(elements) => {
+                    self.tag(2);
+                    self.elements(elements);
+                }
             }
         }
     }
@@ -178,7 +229,7 @@ impl Hash {
             Value::Json(v) => self.tagged(13, v.as_bytes()),
             Value::Array(elements) => {
                 self.tag(14);
-                self.values(elements);
+                self.array(elements);
             }
             Value::ArrayFrom { lower_bounds, elements } => {
                 self.tag(15);
@@ -186,15 +237,15 @@ impl Hash {
                 for lower in lower_bounds {
                     self.bytes(&lower.to_le_bytes());
                 }
-                self.values(elements);
+                self.array(elements);
             }
         }
     }
 
-    fn values(&mut self, values: &[Value]) {
-        self.length(values.len());
-        for value in values {
-            self.value(value);
+    fn array(&mut self, elements: &[Value]) {
+        self.length(elements.len());
+        for element in elements {
+            self.value(element);
         }
     }
 
@@ -234,6 +285,15 @@ mod tests {
         Reference { operation: 0, column: "id".into(), row: 0 }
     }
 
+    fn of_array(element: Element) -> OperationLinks {
+        OperationLinks { arrays: [("a".to_owned(), vec![element])].into(), ..OperationLinks::default() }
+    }
+
+    fn of_document(json: &str) -> OperationLinks {
+        let document = Some(Template { json: json.into(), ..Template::default() });
+        OperationLinks { document, ..OperationLinks::default() }
+    }
+
     fn consume() -> Consume {
         let event_time = chrono::DateTime::UNIX_EPOCH;
         Consume { consumer: "c".into(), source: "s".into(), event_id: uuid::Uuid::nil(), event_time }
@@ -265,12 +325,18 @@ mod tests {
             change(|r| r.events[0].subject = Some(String::new())),
             change(|r| r.events[0].topic.push('x')),
             change(|r| drop(r.links.operations.insert(0, OperationLinks::default()))),
+            change(|r| drop(r.links.operations.insert(0, of_array(Element::Value(Value::Int(1)))))),
+            change(|r| drop(r.links.operations.insert(0, of_array(Element::Reference(reference()))))),
+            change(|r| drop(r.links.operations.insert(0, of_document("1")))),
+            change(|r| drop(r.links.operations.insert(0, of_document("2")))),
             change(|r| drop(r.links.events.insert(0, EventLinks::default()))),
             change(|r| drop(r.links.events.insert(0, EventLinks { key: Some(reference()), ..EventLinks::default() }))),
             change(|r| r.consume = Some(consume())),
             change(|r| r.consume = Some(Consume { consumer: "d".into(), ..consume() })),
             change(|r| r.consume = Some(Consume { event_id: uuid::Uuid::max(), ..consume() })),
             change(|r| drop(r.events[0].headers.insert("a".into(), "b".into()))),
+            change(|r| r.events[0].deliver_after = Some(chrono::DateTime::UNIX_EPOCH)),
+            change(|r| r.events[0].deliver_after = Some(chrono::DateTime::<chrono::Utc>::MAX_UTC)),
         ];
         let distinct: std::collections::HashSet<_> = prints.iter().collect();
         assert_eq!(distinct.len(), prints.len());

@@ -1,9 +1,9 @@
 //! One flight per request in this process: whoever sends what is under way already waits for its outcome.
 //!
 //! A storm of retries of one request, or of deliveries of one event, would else fill every connection with callers that
-//! wait for each other in the database. Invariant: at most one commit of a key is under way here; its outcome is told to everyone who came while
-//! it was. The claim in the database remains the guard against other processes, and is what makes a request apply
-//! once; this only saves connections.
+//! wait for each other in the database. Invariant: at most one commit of a key is under way here; its outcome is told to
+//! everyone who came while it was. The claim in the database remains the guard against other processes, and is what makes
+//! a request apply once; this only saves connections.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -3,11 +3,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use outbox_proto::record;
 
+use super::{draft, records::Records};
 use crate::{
     config,
     model::{
         commit::{Consume, EventDraft, Operation, Request, uuid_time},
         document::{DocumentCall, Verb},
+        transact::Begin,
         value::{self, SqlType, Value},
     },
 };
@@ -25,7 +27,7 @@ pub const CONSUMER_BYTES_MAX: usize = 128;
 const COLLECTION_BYTES_MAX: usize = 128;
 const DOCUMENT_ID_BYTES_MAX: usize = 512;
 /// A patch is applied by recursion, on the database's stack.
-const PATCH_DEPTH_MAX: usize = 100;
+pub(super) const PATCH_DEPTH_MAX: usize = 100;
 
 /// A fault of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,21 +50,21 @@ pub(super) struct Faults {
 }
 
 /// Every fault of a request; none means that it may go on.
-pub(super) fn check(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+pub(super) fn check(request: &Request, config: &config::Commit, records: &Records, now: DateTime<Utc>) -> Faults {
     let mut faults = identity(&request.namespace, Some(&request.request_id));
-    faults.content(request, config, now);
+    faults.content(request, config, records, now);
     faults
 }
 
 /// The faults of a step of an interactive transaction: as of a request, without its identity.
-pub(super) fn step(request: &Request, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+pub(super) fn step(request: &Request, config: &config::Commit, records: &Records, now: DateTime<Utc>) -> Faults {
     let mut faults = Faults::default();
-    faults.content(request, config, now);
+    faults.content(request, config, records, now);
     faults
 }
 
 /// The faults of what a request is known by.
-pub(super) fn identity(namespace: &str, request_id: Option<&str>) -> Faults {
+fn identity(namespace: &str, request_id: Option<&str>) -> Faults {
     let mut faults = Faults::default();
     faults.text("namespace", namespace, NAMESPACE_BYTES_MAX);
     if let Some(request_id) = request_id {
@@ -76,6 +78,15 @@ pub(super) fn identity(namespace: &str, request_id: Option<&str>) -> Faults {
     faults
 }
 
+/// The faults of how an interactive transaction begins.
+pub(super) fn begin(begin: &Begin, config: &config::Commit, now: DateTime<Utc>) -> Faults {
+    let mut faults = identity(&begin.namespace, begin.request_id.as_deref());
+    if let Some(consume) = &begin.consume {
+        faults.consume(consume, config, now);
+    }
+    faults
+}
+
 /// Bytes of an event's key, payload and headers.
 pub(super) fn event_bytes(event: &EventDraft) -> usize {
     let headers: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -83,14 +94,12 @@ pub(super) fn event_bytes(event: &EventDraft) -> usize {
 }
 
 impl Faults {
-    fn content(&mut self, request: &Request, config: &config::Commit, now: DateTime<Utc>) {
+    fn content(&mut self, request: &Request, config: &config::Commit, records: &Records, now: DateTime<Utc>) {
         let (operations, events) = (request.operations.len(), request.events.len());
         let empty = operations + events == 0 && request.consume.is_none();
         self.check("operations", !empty, || "the request has neither operations nor events".into());
         if let Some(consume) = &request.consume {
-            self.field = "consume.".into();
             self.consume(consume, config, now);
-            self.field.clear();
         }
         self.count("operations", operations, config.operations_max);
         self.count("events", events, config.events_max);
@@ -105,6 +114,10 @@ impl Faults {
             for (index, event) in request.events.iter().enumerate() {
                 self.field = format!("events[{index}].");
                 self.event(event, config, now);
+                // How large a payload will be that is made of results, only they can tell.
+                if request.links.events.get(&index).is_none_or(|links| links.data.is_none()) {
+                    self.record(event, records);
+                }
             }
         }
     }
@@ -161,6 +174,7 @@ impl Faults {
     }
 
     fn consume(&mut self, consume: &Consume, config: &config::Commit, now: DateTime<Utc>) {
+        self.field = "consume.".into();
         self.check("consumer", !consume.consumer.is_empty(), || "is required: the handler's own name".into());
         self.text("consumer", &consume.consumer, CONSUMER_BYTES_MAX);
         self.check("source", !consume.source.is_empty(), || "is required: the event's `source`".into());
@@ -169,6 +183,7 @@ impl Faults {
         self.check_now("event_time", consume.event_time - now <= window, || {
             format!("is more than {} s ahead of the server's time {now}", window.num_seconds())
         });
+        self.field.clear();
     }
 
     fn event(&mut self, event: &EventDraft, config: &config::Commit, now: DateTime<Utc>) {
@@ -180,12 +195,22 @@ impl Faults {
         self.text("content_type", event.content_type.as_deref().unwrap_or_default(), ATTRIBUTE_BYTES_MAX);
         self.headers(event);
         self.size(event, config.event_bytes_max);
+        let due_at = draft::due_at(event, now);
+        if let Some(due_at) = due_at {
+            let hours = config.deliver_after_max_hours;
+            self.check_now("deliver_after", due_at - now <= TimeDelta::hours(hours.into()), || {
+                format!("is more than {hours} h ahead of the server's time {now}")
+            });
+        }
         if let Some(id) = &event.id {
-            let window = clock_window(config);
-            let time = uuid_time(id);
+            let (window, time) = (clock_window(config), uuid_time(id));
+            let (expected, of) = match due_at {
+                Some(due_at) => (due_at, "`deliver_after`"),
+                None => (now, "the server's time"),
+            };
             self.check("id", time.is_some(), || format!("`{id}` is not a UUIDv7"));
-            self.check_now("id", time.is_none_or(|time| (time - now).abs() <= window), || {
-                format!("was made more than {} s from the server's time {now}", window.num_seconds())
+            self.check_now("id", time.is_none_or(|time| (time - expected).abs() <= window), || {
+                format!("was made for more than {} s from {of} {expected}", window.num_seconds())
             });
         }
     }
@@ -209,6 +234,12 @@ impl Faults {
         }
     }
 
+    fn record(&mut self, event: &EventDraft, records: &Records) {
+        if let Some(fault) = records.fault(event) {
+            self.check_now("data", false, || fault);
+        }
+    }
+
     fn size(&mut self, event: &EventDraft, max: usize) {
         let size = event_bytes(event);
         self.check_now("data", size <= max, || {
@@ -218,7 +249,7 @@ impl Faults {
 }
 
 /// What the wire contract calls an operation on documents.
-fn document_field(verb: &Verb) -> &'static str {
+pub(super) fn document_field(verb: &Verb) -> &'static str {
     match verb {
         Verb::Put(_) => "put_document",
         Verb::Merge(_) => "merge_document",

@@ -6,10 +6,11 @@
 use super::Violation;
 use crate::{
     model::{
-        link::{Condition, EventLinks, Links, OperationLinks, Reference},
+        link::{Condition, Element, EventLinks, Links, OperationLinks, Reference},
+        template::Template,
         value::SqlType,
     },
-    store::commit::Operation,
+    store::commit::{Linked, Operation, Source},
 };
 
 /// Everything that is wrong.
@@ -20,8 +21,7 @@ pub(super) fn check(links: &Links, operations: &[Operation]) -> Vec<Violation> {
     }
     for (index, operation) in operations.iter().enumerate() {
         for linked in &operation.linked {
-            let field = format!("operations[{index}].command.parameters[{}]", linked.name);
-            faults.reference(field, &linked.reference, index, Some(&linked.ty));
+            faults.linked(format!("operations[{index}].{}", linked.field), linked, index);
         }
     }
     for (index, EventLinks { only_if, key, data }) in &links.events {
@@ -29,15 +29,9 @@ pub(super) fn check(links: &Links, operations: &[Operation]) -> Vec<Violation> {
         if let Some(key) = key {
             faults.reference(format!("events[{index}].key_from"), key, operations.len(), None);
         }
-        for (pointer, reference) in data.iter().flat_map(|template| &template.values) {
-            faults.reference(format!("events[{index}].json.values[{pointer}]"), reference, operations.len(), None);
-        }
-        for (pointer, description) in data.iter().flat_map(crate::model::template::Template::faults) {
-            let field = match pointer {
-                Some(pointer) => format!("events[{index}].json.values[{pointer}]"),
-                None => format!("events[{index}].json.template"),
-            };
-            faults.add(field, description.into());
+        if let Some(template) = data {
+            let field = format!("events[{index}].json");
+            faults.template(&field, &format!("{field}.template"), template, operations.len());
         }
     }
     faults.found
@@ -60,6 +54,30 @@ impl Faults<'_> {
             self.add(field, format!("is about operation {operation}, which is no earlier one"));
         } else if rows_min > rows_max {
             self.add(field, format!("can never hold: {rows_min} to {rows_max} rows"));
+        }
+    }
+
+    fn linked(&mut self, field: String, linked: &Linked, before: usize) {
+        match (&linked.source, &linked.ty) {
+            (Source::Value(reference), ty) => self.reference(field, reference, before, Some(ty)),
+            (Source::Array(elements), SqlType::Array(ty)) => {
+                for reference in elements.iter().flat_map(Element::references) {
+                    self.reference(field.clone(), reference, before, Some(ty));
+                }
+            }
+            (Source::Array(_), ty) => self.add(field, format!("is an array, which cannot become {ty}")),
+            (Source::Document(template, _), _) => self.template(&field, &field, template, before),
+        }
+    }
+
+    /// `whole` is the field of the template's own JSON.
+    fn template(&mut self, field: &str, whole: &str, template: &Template, before: usize) {
+        for (pointer, reference) in &template.values {
+            self.reference(format!("{field}.values[{pointer}]"), reference, before, None);
+        }
+        for (pointer, description) in template.faults() {
+            let field = pointer.map_or(whole.to_owned(), |pointer| format!("{field}.values[{pointer}]"));
+            self.add(field, description.into());
         }
     }
 

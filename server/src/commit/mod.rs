@@ -11,6 +11,7 @@ mod limits;
 mod links;
 mod operation;
 mod query;
+mod records;
 pub mod shape;
 pub mod transact;
 
@@ -23,6 +24,7 @@ use tracing::Instrument as _;
 
 use self::flight::{Boarding, Flight, Flights, Outcome, Passenger};
 pub use self::limits::{ATTRIBUTE_BYTES_MAX, CONSUMER_BYTES_MAX, NAMESPACE_BYTES_MAX, Violation};
+use self::records::Records;
 use crate::{
     catalog::Catalog,
     config,
@@ -78,6 +80,7 @@ struct Inner {
     state: State,
     config: config::Commit,
     transact: config::Transact,
+    records: Records,
     flights: Arc<Flights>,
     /// Called after a commit with events.
     committed: Box<dyn Fn() + Send + Sync>,
@@ -92,15 +95,18 @@ enum Plan {
 }
 
 impl Committer {
-    /// Makes one; `committed` is called after each commit that stored events.
+    /// Makes one; `record_bytes_max` tells the largest record that a topic takes, if that is known, and `committed` is called
+    /// after each commit that stored events.
     pub fn new(
         catalog: Arc<Catalog>,
         executor: Executor,
         transactions: Transactions,
         state: State,
         config: &config::Config,
+        record_bytes_max: impl Fn(&str) -> Option<usize> + Send + Sync + 'static,
         committed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
+        let records = Records::new(config, record_bytes_max);
         let (config, transact) = (config.commit.clone(), config.transact.clone());
         let flights = Flights::new(config.queue_max);
         Self(Arc::new(Inner {
@@ -110,6 +116,7 @@ impl Committer {
             state,
             config,
             transact,
+            records,
             flights,
             committed: Box::new(committed),
         }))
@@ -190,7 +197,7 @@ impl Inner {
     /// Checks a request. An error is a refusal that holds at any time; one that does not is part of the plan.
     fn plan(&self, request: Request) -> Result<Plan, Error> {
         let now = Utc::now();
-        let faults = limits::check(&request, &self.config, now);
+        let faults = limits::check(&request, &self.config, &self.records, now);
         if faults.lasting {
             return Err(Error::Invalid(faults.found));
         }
@@ -230,11 +237,14 @@ impl Inner {
 
     fn complete(&self, mut request: Request, claim: Claim, operations: Vec<Operation>, now: DateTime<Utc>) -> Commit {
         let (source, trace) = (&self.config.default_source, request.trace.clone());
+        let linked = |index: &usize| request.links.events.contains_key(index);
+        let rooms = (0..request.events.len()).filter(linked);
+        let rooms = rooms.filter_map(|index| Some((index, self.records.room(&request.events[index])?))).collect();
         let events = std::mem::take(&mut request.events)
             .into_iter()
             .map(|event| draft::complete(event, source, trace.as_ref(), now))
             .collect();
         let Request { request_id, links, validate_only, .. } = request;
-        Commit { claim, request_id, operations, events, links, validate_only }
+        Commit { claim, request_id, operations, events, links, rooms, validate_only }
     }
 }

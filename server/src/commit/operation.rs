@@ -4,18 +4,25 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Error, Violation};
+use super::{
+    Error, Violation,
+    limits::{PATCH_DEPTH_MAX, document_field},
+};
 use crate::{
     catalog::{Catalog, Command, ParameterError},
     config,
     model::{
         commit::{CommandCall, Operation},
-        document::{DocumentCall, Precondition},
-        link::{Links, Reference},
-        value::Value,
+        document::{DocumentCall, Precondition, Verb},
+        link::{Links, OperationLinks},
+        template::Template,
+        value::{self, SqlType, Value},
     },
-    store::commit::{self, Linked},
+    store::commit::{self, Linked, Source},
 };
+
+/// Of the arguments of a change to a document.
+const JSON_POSITION: usize = 5;
 
 /// Every operation, or every fault in them.
 pub(super) fn bind(
@@ -31,35 +38,46 @@ pub(super) fn bind(
         match operation {
             Operation::Command(call) => {
                 let command = find(catalog, call, Some(index))?;
-                let linked = links.operations.get(&index).map(|links| &links.parameters).filter(|p| !p.is_empty());
-                let arguments = match linked {
-                    None => command.bind(namespace, &call.parameters),
-                    Some(linked) => {
-                        let places = linked.keys().map(|name| (name.clone(), Value::Null));
+                let sources = links.operations.get(&index).map(sources).unwrap_or_default();
+                let arguments = match sources.is_empty() {
+                    true => command.bind(namespace, &call.parameters),
+                    false => {
+                        let places = sources.keys().map(|name| ((*name).to_owned(), Value::Null));
                         command.bind(namespace, &call.parameters.clone().into_iter().chain(places).collect())
                     }
                 };
                 match arguments {
                     Ok(arguments) => {
-                        let linked = linked.map(|linked| positions(command, linked)).unwrap_or_default();
+                        let linked = linked(command, &sources);
                         bound.push(commit::Operation { command: Arc::clone(command), arguments, linked });
                     }
                     Err(errors) => violations.extend(faults(&format!("operations[{index}].command"), errors)),
                 }
             }
-            Operation::Document(call) => bound.push(document(catalog, config, namespace, call)),
+            Operation::Document(call) => {
+                let template = links.operations.get(&index).and_then(|links| links.document.as_ref());
+                bound.push(document(catalog, config, namespace, call, template));
+            }
         }
     }
     if violations.is_empty() { Ok(bound) } else { Err(Error::Invalid(violations)) }
 }
 
+/// Where the parameters come from that follow from results, by name.
+pub(super) fn sources(links: &OperationLinks) -> BTreeMap<&str, Source> {
+    let values = links.parameters.iter().map(|(name, value)| (name.as_str(), Source::Value(value.clone())));
+    let arrays = links.arrays.iter().map(|(name, elements)| (name.as_str(), Source::Array(elements.clone())));
+    values.chain(arrays).collect()
+}
+
 /// Where among the arguments the linked parameters are.
-pub(super) fn positions(command: &Command, linked: &BTreeMap<String, Reference>) -> Vec<Linked> {
+pub(super) fn linked(command: &Command, sources: &BTreeMap<&str, Source>) -> Vec<Linked> {
     let before = usize::from(command.namespace_position.is_some());
     let parameters = command.parameters.iter().enumerate();
     let linked = parameters.filter_map(|(index, parameter)| {
-        let reference = linked.get(&parameter.name)?.clone();
-        Some(Linked { position: before + index, name: parameter.name.clone(), ty: parameter.ty.clone(), reference })
+        let source = sources.get(parameter.name.as_str())?.clone();
+        let field = format!("command.parameters[{}]", parameter.name);
+        Some(Linked { position: before + index, field, ty: parameter.ty.clone(), source })
     });
     linked.collect()
 }
@@ -91,7 +109,13 @@ fn faults(field: &str, errors: Vec<ParameterError>) -> impl Iterator<Item = Viol
     })
 }
 
-fn document(catalog: &Catalog, config: &config::Commit, namespace: &str, call: &DocumentCall) -> commit::Operation {
+fn document(
+    catalog: &Catalog,
+    config: &config::Commit,
+    namespace: &str,
+    call: &DocumentCall,
+    template: Option<&Template>,
+) -> commit::Operation {
     let (version, exists) = match call.precondition {
         None => (None, None),
         Some(Precondition::Version(version)) => (Some(version.to_string()), None),
@@ -102,5 +126,13 @@ fn document(catalog: &Catalog, config: &config::Commit, namespace: &str, call: &
     if let Some(json) = call.verb.json() {
         arguments.extend([Some(json.to_owned()), Some(config.document_bytes_max.to_string())]);
     }
-    commit::Operation { command: Arc::clone(catalog.document(&call.verb)), arguments, linked: Vec::new() }
+    let depth_max = if matches!(call.verb, Verb::Merge(_)) { PATCH_DEPTH_MAX } else { value::JSON_DEPTH_MAX };
+    let linked = template.map(|template| Linked {
+        position: JSON_POSITION,
+        field: document_field(&call.verb).to_owned(),
+        ty: SqlType::Jsonb,
+        source: Source::Document(template.clone(), depth_max),
+    });
+    let linked = linked.into_iter().collect();
+    commit::Operation { command: Arc::clone(catalog.document(&call.verb)), arguments, linked }
 }

@@ -1,11 +1,10 @@
 //! What is wrong with every request of a shape, whatever its values: found once, before any is taken.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::Utc;
 
-use super::{Violation, limits, links, operation};
+use super::{Violation, limits, links, operation, records::Records};
 use crate::{
     catalog::Catalog,
     config,
@@ -15,7 +14,7 @@ use crate::{
 
 /// Every fault of a request besides its identity and its parameters' values: limits, commands, references, conditions.
 pub fn faults(catalog: &Catalog, config: &config::Commit, request: &Request) -> Vec<Violation> {
-    let mut faults = limits::step(request, config, Utc::now()).found;
+    let mut faults = limits::step(request, config, &Records::unbounded(), Utc::now()).found;
     let mut operations = Vec::new();
     for (index, operation) in request.operations.iter().enumerate() {
         let Operation::Command(call) = operation else { continue };
@@ -24,9 +23,8 @@ pub fn faults(catalog: &Catalog, config: &config::Commit, request: &Request) -> 
             faults.push(Violation { field, description: format!("there is no command {:?}", call.name) });
             return faults;
         };
-        let none = BTreeMap::new();
-        let linked = request.links.operations.get(&index).map_or(&none, |links| &links.parameters);
-        let linked = operation::positions(&command, linked);
+        let sources = request.links.operations.get(&index).map(operation::sources).unwrap_or_default();
+        let linked = operation::linked(&command, &sources);
         operations.push(commit::Operation { command, arguments: Vec::new(), linked });
     }
     faults.extend(links::check(&request.links, &operations));

@@ -80,7 +80,7 @@ impl Committer {
         trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<Begun, Arc<Error>> {
-        let faults = limits::identity(&begin.namespace, begin.request_id.as_deref());
+        let faults = limits::begin(&begin, &self.0.config, Utc::now());
         if !faults.found.is_empty() {
             return Err(Arc::new(Error::Invalid(faults.found)));
         }
@@ -88,11 +88,12 @@ impl Committer {
             return self.open(begin, None, None, trace, deadline).await;
         };
         let key = RequestKey::new(&begin.namespace, request_id);
-        let passenger = Passenger { request_key: key.key, fingerprint: TRANSACT, consumes: false };
-        let claim =
-            Claim { namespace: begin.namespace.clone(), request_key: key.key, fingerprint: TRANSACT, consume: None };
+        let consume = begin.consume.clone();
+        let passenger = Passenger { request_key: key.key, fingerprint: TRANSACT, consumes: consume.is_some() };
+        let flight = consume.as_ref().map_or(key.key, |consume| consume.key(&begin.namespace));
+        let claim = Claim { namespace: begin.namespace.clone(), request_key: key.key, fingerprint: TRANSACT, consume };
         loop {
-            match self.0.flights.board(key.key, passenger).map_err(Error::from)? {
+            match self.0.flights.board(flight, passenger).map_err(Error::from)? {
                 Boarding::Lead(flight) => return self.open(begin, Some(claim), Some(flight), trace, deadline).await,
                 Boarding::Follow(follower) => match follower.outcome(deadline).await {
                     Some(outcome) => return outcome.map(Begun::Answered),
@@ -204,7 +205,7 @@ impl Transaction {
     async fn run(&mut self, mut request: Request) -> Result<Done, Error> {
         let now = Utc::now();
         request.namespace.clone_from(&self.begin.namespace);
-        let mut faults = limits::step(&request, &self.inner.config, now);
+        let mut faults = limits::step(&request, &self.inner.config, &self.inner.records, now);
         let (operations, events) =
             (self.results.len() + request.operations.len(), self.events.len() + request.events.len());
         let bytes = self.events_bytes + request.events.iter().map(limits::event_bytes).sum::<usize>();

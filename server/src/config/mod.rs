@@ -118,7 +118,7 @@ pub struct Commit {
     pub operations_max: usize,
     /// Events in one commit.
     pub events_max: usize,
-    /// Key, payload and headers of one event together. Stay below the topic's `max.message.bytes`.
+    /// Key, payload and headers of one event together, unless its topic is known to take less.
     pub event_bytes_max: usize,
     /// Bytes of one document's JSON.
     pub document_bytes_max: usize,
@@ -126,6 +126,8 @@ pub struct Commit {
     pub result_rows_max: u64,
     /// How far a caller's event id may lie from the server's clock, either way.
     pub event_id_clock_window_ms: u64,
+    /// How far ahead an event may be delayed.
+    pub deliver_after_max_hours: u32,
     /// CloudEvents `source` of events that name none.
     pub default_source: String,
 }
@@ -143,6 +145,7 @@ impl Default for Commit {
             document_bytes_max: 1 << 20,
             result_rows_max: 1_000,
             event_id_clock_window_ms: 600_000,
+            deliver_after_max_hours: 744,
             default_source: "outboxd".into(),
         }
     }
@@ -227,6 +230,10 @@ pub struct Relay {
     pub held_policy: HeldPolicy,
     /// The same for single topics.
     pub held_policy_by_topic: BTreeMap<String, HeldPolicy>,
+    /// How records carry events.
+    pub format: Format,
+    /// The same for single topics.
+    pub format_by_topic: BTreeMap<String, Format>,
     /// Pause before what is held for a reason that may pass, such as a missing topic, is tried again.
     pub held_retry_ms: u64,
     /// An event during whose publishing the process died this often is held.
@@ -243,7 +250,24 @@ pub enum HeldPolicy {
     Pass,
 }
 
+/// How records carry events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// CloudEvents in binary mode: attributes as headers, the payload as the value.
+    Binary,
+    /// CloudEvents in structured mode: attributes and payload as one JSON object in the value. Tombstones are binary.
+    Structured,
+    /// The payload as the value, without attributes: whoever reads it cannot tell a repeat.
+    Raw,
+}
+
 impl Relay {
+    /// The format of a topic.
+    pub fn format(&self, topic: &str) -> Format {
+        self.format_by_topic.get(topic).copied().unwrap_or(self.format)
+    }
+
     /// The policy of a topic.
     pub fn held_policy(&self, topic: &str) -> HeldPolicy {
         self.held_policy_by_topic.get(topic).copied().unwrap_or(self.held_policy)
@@ -261,6 +285,8 @@ impl Default for Relay {
             retained_log_bytes_max: 8 << 30,
             held_policy: HeldPolicy::BlockKey,
             held_policy_by_topic: BTreeMap::new(),
+            format: Format::Binary,
+            format_by_topic: BTreeMap::new(),
             held_retry_ms: 30_000,
             attempts_max: 3,
         }

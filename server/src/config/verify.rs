@@ -44,7 +44,7 @@ impl Config {
     }
 
     /// Key, value, least and most of every number.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 37] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 38] {
         let (grpc, database, commit, transact) = (&self.grpc, &self.database, &self.commit, &self.transact);
         let (inbox, relay) = (&self.inbox, &self.relay);
         let day_ms = 86_400_000;
@@ -66,6 +66,8 @@ impl Config {
             ("commit.document_bytes_max", commit.document_bytes_max as u64, 1, 128 << 20),
             ("commit.result_rows_max", commit.result_rows_max, 1, 1 << 20),
             ("commit.event_id_clock_window_ms", commit.event_id_clock_window_ms, 1, day_ms),
+            // As far as the table takes them.
+            ("commit.deliver_after_max_hours", commit.deliver_after_max_hours.into(), 0, 24 * 366 - 1),
             ("transact.connections", transact.connections.into(), 1, 1_000),
             ("transact.queue_max", transact.queue_max as u64, 0, 1 << 20),
             ("transact.idle_ms", transact.idle_ms, 1, day_ms),

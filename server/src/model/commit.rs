@@ -98,6 +98,8 @@ pub struct EventDraft {
     pub headers: BTreeMap<String, String>,
     /// When it happened.
     pub time: Option<DateTime<Utc>>,
+    /// Not to be published before.
+    pub deliver_after: Option<DateTime<Utc>>,
 }
 
 /// What a commit is remembered under.
@@ -134,6 +136,12 @@ pub fn uuid_time(id: &Uuid) -> Option<DateTime<Utc>> {
     }
     let millis = id.as_bytes()[..6].iter().fold(0i64, |millis, byte| millis << 8 | i64::from(*byte));
     DateTime::from_timestamp_millis(millis)
+}
+
+/// The smallest UUIDv7 of a moment.
+pub fn uuid_floor(moment: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(moment.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
 
 /// How a commit was answered.

@@ -32,6 +32,8 @@ pub struct NewEvent {
     pub time: DateTime<Utc>,
     /// W3C trace context of its creation.
     pub trace: Option<TraceContext>,
+    /// When it enters the stream; `None`: at once.
+    pub due_at: Option<DateTime<Utc>>,
 }
 
 /// A W3C trace context in its header form.
@@ -52,13 +54,15 @@ pub struct StoredEvent {
     pub namespace: String,
     /// The fixed hash class of its key.
     pub lane: i16,
-    /// Its place in the order of its lane.
+    /// Its place in the order of its lane; 0 while it is scheduled.
     pub position: i64,
 }
 
 /// Where an event is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventState {
+    /// Stored, and not due yet.
+    Scheduled,
     /// Stored, and not known to be in Kafka.
     Pending,
     /// Kafka has acknowledged it.
@@ -67,6 +71,8 @@ pub enum EventState {
     Held,
     /// Given up by an operator.
     Discarded,
+    /// Of steps only: published again on purpose, or about to be.
+    Replayed,
 }
 
 /// Something that happened to an event.
@@ -78,6 +84,8 @@ pub struct Step {
     pub time: DateTime<Utc>,
     /// Where it is, when it was published.
     pub place: Option<Delivered>,
-    /// Why it was held or discarded.
+    /// Why it was held, discarded or replayed.
     pub reason: Option<String>,
+    /// Who asked for that.
+    pub requested_by: Option<String>,
 }

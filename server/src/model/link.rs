@@ -26,6 +26,21 @@ pub struct OperationLinks {
     pub only_if: Option<Condition>,
     /// Its parameters, by name.
     pub parameters: BTreeMap<String, Reference>,
+    /// Its parameters that are arrays with such values among their elements, by name.
+    pub arrays: BTreeMap<String, Vec<Element>>,
+    /// The JSON of the document that it puts or merges.
+    pub document: Option<Template>,
+}
+
+/// An element of an array.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Element {
+    /// What the caller wrote.
+    Value(Value),
+    /// What an earlier operation returned.
+    Reference(Reference),
+    /// An array within it.
+    Array(Vec<Element>),
 }
 
 /// What of an event follows from operations.
@@ -76,6 +91,31 @@ impl Condition {
     }
 }
 
+impl Element {
+    /// Every reference in it.
+    pub fn references(&self) -> Vec<&Reference> {
+        match self {
+            Self::Value(_) => Vec::new(),
+            Self::Reference(reference) => vec![reference],
+            Self::Array(elements) => elements.iter().flat_map(Self::references).collect(),
+        }
+    }
+
+    /// The value that it stands for.
+    ///
+    /// # Errors
+    /// As [`Reference::find`].
+    pub fn value(&self, results: &[OperationResult]) -> Result<Value, String> {
+        match self {
+            Self::Value(value) => Ok(value.clone()),
+            Self::Reference(reference) => reference.value(results),
+            Self::Array(elements) => {
+                elements.iter().map(|element| element.value(results)).collect::<Result<_, _>>().map(Value::Array)
+            }
+        }
+    }
+}
+
 impl Reference {
     /// The text it stands for and its type; no text is NULL.
     ///
@@ -97,9 +137,13 @@ impl Reference {
     /// # Errors
     /// As [`Reference::find`], and when the value does not fit.
     pub fn parameter(&self, results: &[OperationResult], ty: &SqlType) -> Result<Option<String>, String> {
+        self.value(results)?.to_sql_text(ty).map_err(|error| error.to_string())
+    }
+
+    /// Its text as a caller would have written it.
+    fn value(&self, results: &[OperationResult]) -> Result<Value, String> {
         let (text, _) = self.find(results)?;
-        let value = text.map_or(Value::Null, |text| Value::Text(text.to_owned()));
-        value.to_sql_text(ty).map_err(|error| error.to_string())
+        Ok(text.map_or(Value::Null, |text| Value::Text(text.to_owned())))
     }
 
     /// The bytes of a key; none for NULL.

@@ -1,6 +1,6 @@
 //! Interactive transactions, as their callers ask for them.
 
-use super::commit::{CommandCall, Request};
+use super::commit::{CommandCall, Consume, Request};
 
 /// How a transaction begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Begin {
     pub request_id: Option<String>,
     /// What it sees of others.
     pub isolation: Isolation,
+    /// The event that it is a consumer's answer to.
+    pub consume: Option<Consume>,
 }
 
 /// What a transaction sees of others.

@@ -81,6 +81,8 @@ impl Value {
     }
 }
 
+pub use self::json::DEPTH_MAX as JSON_DEPTH_MAX;
+
 /// Does a JSON text nest its objects and arrays no deeper than this?
 pub fn json_depth_fits(text: &str, depth_max: usize) -> bool {
     json::depth_fits(text, depth_max)

@@ -75,11 +75,12 @@ fn text(numbers: Option<&Numbers>, relay: Option<&relay::Status>) -> String {
 }
 
 fn of_database(registry: &mut Registry, numbers: &Numbers) {
-    let Numbers { paused, source, unsettled, held, inbox, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, scheduled, held, inbox, instances, lanes } = numbers;
     let lag = unsettled.lag_ms.unwrap_or_default() as f64 / 1_000.0;
     put(registry, names::LAG_SECONDS, "Age of the oldest unsettled event", lag);
     put(registry, names::UNSETTLED_EVENTS, "Events that are not settled", unsettled.events as f64);
     put(registry, names::UNSETTLED_IS_EXACT, "Whether they were counted", f64::from(unsettled.is_exact));
+    put(registry, names::SCHEDULED_EVENTS, "Delayed events that are not due yet", *scheduled as f64);
     put(registry, names::HOLDS, "Events, keys and topics that are waited for", held.holds as f64);
     put(registry, names::PAUSED, "Whether every relay is paused", f64::from(paused.is_some()));
     put(registry, names::INSTANCES, "Relays that run", instances.len() as f64);

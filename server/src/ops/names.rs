@@ -6,6 +6,8 @@ pub const LAG_SECONDS: &str = "outboxd_relay_lag_seconds";
 pub const UNSETTLED_EVENTS: &str = "outboxd_relay_unsettled_events";
 /// 1 when the former was counted, 0 when it is estimated.
 pub const UNSETTLED_IS_EXACT: &str = "outboxd_relay_unsettled_is_exact";
+/// Delayed events that are not due yet, counted to 10,000.
+pub const SCHEDULED_EVENTS: &str = "outboxd_relay_scheduled_events";
 /// Held events, by `state`: `failed` or `parked`, each counted to 10,000.
 pub const HELD_EVENTS: &str = "outboxd_relay_held_events";
 /// Events, keys and topics that are waited for.

@@ -5,6 +5,7 @@
 //! only leave repeats behind, never a record out of order. It deliberately decides nothing about failed records.
 
 mod fault;
+pub mod limits;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -110,7 +111,7 @@ impl Publisher for Kafka {
         let put = |name: &str, value: &[u8]| {
             headers = headers.take().map(|h| h.insert(Header { key: name, value: Some(value) }));
         };
-        record.headers(put).map_err(|e| Refusal::Record(e.to_string()))?;
+        let value = record.encode(put).map_err(|e| Refusal::Record(e.to_string()))?;
         let event = record.event;
         if let Some(key) = event.key {
             let partitions = self.last_ready_partitions;
@@ -122,7 +123,7 @@ impl Publisher for Kafka {
             }
         }
         let mut base = BaseRecord::with_opaque_to(event.topic, token).timestamp(event.time.timestamp_millis());
-        base.payload = event.data;
+        base.payload = value.as_deref();
         base.key = event.key;
         base.headers = headers;
         self.producer.send(base).map_err(|(error, _)| {

@@ -7,6 +7,7 @@
 //! an event, and knows nothing of the gRPC side.
 
 mod error;
+mod inflow;
 pub mod kafka;
 mod lane;
 mod lease;
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{error::Error, status::Status, wake::Wake};
+pub use self::{error::Error, inflow::Inflow, status::Status, wake::Wake};
 use self::{
     error::Remedy,
     kafka::Kafka,

@@ -45,6 +45,15 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("log.connection.close", "false"),
 ];
 
+/// The properties of a client that only asks.
+pub(super) fn client(kafka: &config::Kafka) -> BTreeMap<String, String> {
+    let mut all = kafka.properties.clone();
+    all.insert("bootstrap.servers".into(), kafka.bootstrap_servers.clone());
+    all.entry("client.id".into()).or_insert_with(|| "outboxd-limits".into());
+    all.entry("log.connection.close".into()).or_insert_with(|| "false".into());
+    all
+}
+
 /// All properties of the producer.
 ///
 /// # Errors

@@ -2,11 +2,14 @@
 //!
 //! Two implementations: Kafka, and the wrapper around it that the tests inject faults with.
 
-use std::future::Future;
+use std::{borrow::Cow, future::Future};
 
-use outbox_proto::record::AttributesRef;
+use outbox_proto::{record::AttributesRef, structured};
 
-use crate::store::relay::row::{Event, Malformed};
+use crate::{
+    config::Format,
+    store::relay::row::{Event, Malformed, replay_of},
+};
 
 /// Publishes records and reports what became of each.
 ///
@@ -51,17 +54,20 @@ pub trait Publisher: Send + 'static {
 pub struct Record<'a> {
     /// The stored event.
     pub event: &'a Event<'a>,
+    /// How the record carries it.
+    pub format: Format,
 }
 
-impl Record<'_> {
-    /// Calls `put` with each header's name and value.
+impl<'a> Record<'a> {
+    /// Calls `put` with each header's name and value, and returns the record's value.
     ///
     /// # Errors
     /// [`Malformed`] when the event's free headers cannot be read.
-    pub fn headers(&self, mut put: impl FnMut(&str, &[u8])) -> Result<(), Malformed> {
-        let free = self.event.headers()?;
+    pub fn encode(&self, mut put: impl FnMut(&str, &[u8])) -> Result<Option<Cow<'a, [u8]>>, Malformed> {
+        let mut free = self.event.headers()?;
         let attributes = AttributesRef {
-            id: self.event.id,
+            // A copy is published as what it is a copy of.
+            id: replay_of(&mut free)?.unwrap_or(self.event.id),
             source: self.event.source,
             event_type: self.event.event_type,
             subject: self.event.subject,
@@ -70,11 +76,25 @@ impl Record<'_> {
             traceparent: self.event.traceparent,
             tracestate: self.event.tracestate,
         };
-        attributes.encode(&mut put);
+        let value = match (self.format, self.event.data) {
+            (Format::Structured, Some(data)) => {
+                attributes.encode_content(Some(structured::CONTENT_TYPE), &mut put);
+                Some(Cow::Owned(structured::encode(&attributes, data)))
+            }
+            (Format::Raw, data) => {
+                attributes.encode_content(attributes.content_type, &mut put);
+                data.map(Cow::Borrowed)
+            }
+            // The value of a tombstone is null, or compaction would keep it: only headers can carry its attributes.
+            (Format::Binary, data) | (Format::Structured, data @ None) => {
+                attributes.encode(&mut put);
+                data.map(Cow::Borrowed)
+            }
+        };
         for (name, value) in &free {
             put(name, value.as_bytes());
         }
-        Ok(())
+        Ok(value)
     }
 }
 

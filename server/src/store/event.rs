@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row as _, postgres::PgPoolOptions, postgres::PgRow, types::Json};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgPoolOptions, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -18,8 +18,25 @@ use crate::{
     },
 };
 
-const COLUMNS: &str = "e.id, e.namespace, e.lane, e.position, e.topic, e.key, e.source, e.type, e.subject, e.data, \
-     e.content_type, e.headers, e.time, e.traceparent, e.tracestate, outbox.event_state(e) as state";
+const COLUMNS: &str = "e.id, e.namespace, e.topic, e.key, e.source, e.type, e.subject, e.data, e.content_type, \
+     e.headers, e.time, e.traceparent, e.tracestate";
+
+/// The events for which a condition holds, without copies that replays have made: those in the stream, those that are not due yet, and those that were given up
+/// before they were. `condition` and `rest`, what may follow a where clause, call them `e`.
+fn select(condition: &str, rest: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "(select {COLUMNS}, e.lane, e.position, outbox.event_state(e) as state, null::timestamptz as due_at
+          from outbox.events e
+          where not coalesce(e.headers ? 'outbox-replay-of', false) and {condition} {rest})
+         union all
+         (select {COLUMNS}, outbox.lane_of(e.namespace, e.topic, e.key, e.id), 0, 'scheduled', e.due_at
+          from outbox.scheduled e where {condition} {rest})
+         union all
+         (select {COLUMNS}, e.lane, e.position, 'discarded', null
+          from outbox.discarded e
+          where e.position = 0 and not exists (select from outbox.events s where s.id = e.id) and {condition} {rest})"
+    ))
+}
 
 /// Which events to list.
 #[derive(Clone, Debug)]
@@ -68,7 +85,7 @@ impl Reader {
                 let set_timeout = set_timeout.clone();
                 Box::pin(async move {
                     session::prepare(connection).await?;
-                    sqlx::raw_sql(sqlx::AssertSqlSafe(set_timeout)).execute(connection).await.map(drop)
+                    sqlx::raw_sql(AssertSqlSafe(set_timeout)).execute(connection).await.map(drop)
                 })
             })
             .connect_lazy_with(connector.options().clone());
@@ -94,8 +111,8 @@ impl Reader {
     /// # Errors
     /// When the database cannot be read.
     pub async fn event(&self, namespace: &str, id: Uuid) -> Result<Option<Listed>, Error> {
-        let sql = format!("select {COLUMNS} from outbox.events e where e.id = $1 and e.namespace = $2");
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(namespace).fetch_optional(&self.pool);
+        let row = sqlx::query(select("e.id = $1 and e.namespace = $2", ""));
+        let row = row.bind(id).bind(namespace).fetch_optional(&self.pool);
         row.await.map_err(read)?.map(|row| listed(&row).map_err(read)).transpose()
     }
 
@@ -105,14 +122,10 @@ impl Reader {
     /// When the database cannot be read, [`Error::DeadlineExceeded`] when too much had to be passed over: a narrower
     /// range of time helps.
     pub async fn events(&self, filter: &Filter) -> Result<Vec<Listed>, Error> {
-        let sql = format!(
-            "select {COLUMNS} from outbox.events e
-             where e.id >= $1 and e.id < $2 and e.namespace = $3
-               and ($4::text is null or e.topic = $4) and ($5::bytea is null or e.key = $5)
-               and ($6::text is null or e.type = $6)
-             order by e.id limit $7"
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let condition = "e.id >= $1 and e.id < $2 and e.namespace = $3 and ($4::text is null or e.topic = $4)
+                         and ($5::bytea is null or e.key = $5) and ($6::text is null or e.type = $6)";
+        let AssertSqlSafe(candidates) = select(condition, "order by e.id limit $7");
+        let rows = sqlx::query(AssertSqlSafe(candidates + " order by id limit $7"))
             .bind(filter.from)
             .bind(filter.before)
             .bind(&filter.namespace)
@@ -144,6 +157,7 @@ pub(super) fn read(error: sqlx::Error) -> Error {
 /// What `outbox.event_state` says.
 pub(super) fn state(name: &str) -> Result<EventState, sqlx::Error> {
     Ok(match name {
+        "scheduled" => EventState::Scheduled,
         "pending" => EventState::Pending,
         "published" => EventState::Published,
         "held" => EventState::Held,
@@ -169,6 +183,7 @@ fn listed(row: &PgRow) -> Result<Listed, sqlx::Error> {
         headers: headers.map(|Json(headers)| headers).unwrap_or_default(),
         time,
         trace: parent.map(|parent| TraceContext { parent, state }),
+        due_at: row.try_get("due_at")?,
     };
     let event = StoredEvent {
         event,

@@ -246,7 +246,7 @@ impl Holds {
         count.await.map(Some).map_err(read)
     }
 
-    /// Gives a held event up for good.
+    /// Gives an event up for good that is held, or not due yet.
     ///
     /// # Errors
     /// When the database cannot be written.
@@ -260,8 +260,20 @@ impl Holds {
             .map_err(read)?;
         Ok(match outcome.as_str() {
             "discarded" => Discarded::Discarded,
+            "not_held" if self.discard_scheduled(namespace, id, reason).await? => Discarded::Discarded,
             "not_held" => Discarded::NotHeld,
             _ => Discarded::Busy,
         })
+    }
+
+    async fn discard_scheduled(&self, namespace: &str, id: Uuid, reason: &str) -> Result<bool, Error> {
+        let discarded: Option<Uuid> = sqlx::query_scalar("select outbox.discard_scheduled($1, array[$2], $3)")
+            .bind(namespace)
+            .bind(id)
+            .bind(reason)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(read)?;
+        Ok(discarded.is_some())
     }
 }

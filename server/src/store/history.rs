@@ -18,6 +18,8 @@ use crate::model::{
 
 /// Deliveries to look at for one event: those of its repeats, and those whose range of positions it only lies in.
 const DELIVERIES_MAX: i64 = 100;
+/// Replays of one event that are told, the first ones.
+const REPLAYS_MAX: i64 = 100;
 
 /// Where an event is.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,10 +39,20 @@ struct Found {
     id: Uuid,
     position: i64,
     state: String,
+    scheduled_at: Option<DateTime<Utc>>,
     held_at: Option<DateTime<Utc>>,
     held_reason: Option<String>,
     discarded_at: Option<DateTime<Utc>>,
     discard_reason: Option<String>,
+}
+
+/// A copy of an event that a replay has made.
+#[derive(sqlx::FromRow)]
+struct Copy {
+    id: Uuid,
+    position: i64,
+    reason: String,
+    requested_by: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -58,7 +70,8 @@ impl Reader {
     /// When the database cannot be read.
     pub async fn whereabouts(&self, namespace: &str, ids: &[Uuid]) -> Result<Vec<Whereabouts>, Error> {
         let found = self.found(namespace, ids).await?;
-        let deliveries = self.deliveries(&found).await?;
+        let positions: Vec<i64> = found.iter().map(|found| found.position).collect();
+        let deliveries = self.deliveries(&positions).await?;
         found.into_iter().map(|found| whereabouts(found, &deliveries).map_err(read)).collect()
     }
 
@@ -68,9 +81,13 @@ impl Reader {
     /// When the database cannot be read.
     pub async fn history(&self, namespace: &str, id: Uuid) -> Result<Vec<Step>, Error> {
         let Some(found) = self.found(namespace, &[id]).await?.into_iter().next() else { return Ok(Vec::new()) };
-        let deliveries = self.deliveries(std::slice::from_ref(&found)).await?;
-        let step = |state, time, place, reason| Step { state, time, place, reason };
-        let mut steps = vec![step(EventState::Pending, created(id), None, None)];
+        let deliveries = self.deliveries(&[found.position]).await?;
+        let step = |state, time, place, reason| Step { state, time, place, reason, requested_by: None };
+        let first = match found.scheduled_at {
+            Some(time) => step(EventState::Scheduled, time, None, None),
+            None => step(EventState::Pending, created(id), None, None),
+        };
+        let mut steps = vec![first];
         for (delivered, time) in deliveries {
             steps.push(step(EventState::Published, time, Some(delivered), None));
         }
@@ -80,21 +97,55 @@ impl Reader {
         if let Some(time) = found.discarded_at {
             steps.push(step(EventState::Discarded, time, None, found.discard_reason));
         }
+        steps.extend(self.replays(namespace, id).await?);
         // The id's time may be the caller's; it comes first all the same.
         steps[1..].sort_by_key(|step| step.time);
         Ok(steps)
     }
 
+    /// Each time that an event was published again.
+    async fn replays(&self, namespace: &str, id: Uuid) -> Result<Vec<Step>, Error> {
+        let copies: Vec<Copy> = sqlx::query_as(
+            "select e.id, e.position, r.reason, r.requested_by
+             from outbox.events e join outbox.replays r on r.replay = (e.headers ->> 'outbox-replay')::uuid
+             where e.headers ? 'outbox-replay-of' and e.headers ->> 'outbox-replay-of' = $1 and e.namespace = $2
+             order by e.position limit $3",
+        )
+        .bind(id.to_string())
+        .bind(namespace)
+        .bind(REPLAYS_MAX)
+        .fetch_all(self.pool())
+        .await
+        .map_err(read)?;
+        let positions: Vec<i64> = copies.iter().map(|copy| copy.position).collect();
+        let deliveries = self.deliveries(&positions).await?;
+        let steps = copies.into_iter().map(|Copy { id, position, reason, requested_by }| {
+            let place = deliveries.iter().map(|(place, _)| place).find(|place| place.position == position).cloned();
+            let (state, time) = (EventState::Replayed, created(id));
+            Step { state, time, place, reason: Some(reason), requested_by: Some(requested_by) }
+        });
+        Ok(steps.collect())
+    }
+
     async fn found(&self, namespace: &str, ids: &[Uuid]) -> Result<Vec<Found>, Error> {
         sqlx::query_as(
-            "select e.id, e.position, outbox.event_state(e) as state,
+            "select e.id, e.position, outbox.event_state(e) as state, null::timestamptz as scheduled_at,
                     coalesce(h.held_at, d.held_at) as held_at, coalesce(s.reason, d.held_reason) as held_reason,
                     d.discarded_at, d.reason as discard_reason
              from outbox.events e
              left join outbox.held h on h.id = e.id
              left join outbox.holds s on s.hold = h.hold
-             left join outbox.discarded d on d.id = e.id
-             where e.id = any($1) and e.namespace = $2",
+             left join outbox.discarded d on d.id = e.id and d.position = e.position
+             where e.id = any($1) and e.namespace = $2
+             union all
+             select s.id, 0, 'scheduled', s.scheduled_at, null, null, null, null
+             from outbox.scheduled s
+             where s.id = any($1) and s.namespace = $2
+             union all
+             select d.id, 0, 'discarded', d.held_at, null, null, d.discarded_at, d.reason
+             from outbox.discarded d
+             where d.position = 0 and not exists (select from outbox.events e where e.id = d.id)
+               and d.id = any($1) and d.namespace = $2",
         )
         .bind(ids)
         .bind(namespace)
@@ -103,10 +154,9 @@ impl Reader {
         .map_err(read)
     }
 
-    /// The places of events, the earliest first.
-    async fn deliveries(&self, found: &[Found]) -> Result<Vec<(Delivered, DateTime<Utc>)>, Error> {
-        let positions: Vec<i64> = found.iter().map(|found| found.position).collect();
-        let candidates = candidates(self.pool(), &positions).await.map_err(read)?;
+    /// The places of events by their positions, the earliest first.
+    async fn deliveries(&self, positions: &[i64]) -> Result<Vec<(Delivered, DateTime<Utc>)>, Error> {
+        let candidates = candidates(self.pool(), positions).await.map_err(read)?;
         let mut places = Vec::new();
         for Candidate { position, delivered_at, topics, places: packed } in candidates {
             let batch = Batch { topics, places: packed, ..Batch::default() };

@@ -12,6 +12,7 @@ pub mod inbox;
 pub mod migrate;
 pub mod numbers;
 pub mod relay;
+pub mod replay;
 pub mod retention;
 pub mod sequence;
 pub mod session;

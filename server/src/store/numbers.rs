@@ -40,6 +40,8 @@ pub struct Numbers {
     pub source: source::State,
     /// What is not settled.
     pub unsettled: Unsettled,
+    /// Delayed events that are not due yet, counted to [`COUNT_MAX`].
+    pub scheduled: i64,
     /// What is held.
     pub held: HeldCounts,
     /// What consumers have the server remember.
@@ -145,6 +147,7 @@ impl Gauge {
             paused: sqlx::query_as("select reason, paused_at from outbox.pause").fetch_optional(&self.pool).await?,
             source: source::read(&self.pool, self.retained_log_bytes_max).await?,
             unsettled: self.unsettled().await?,
+            scheduled: self.scheduled().await?,
             held: self.held().await?,
             inbox: inbox::read(&self.pool).await?,
             instances: sqlx::query_as(
@@ -185,6 +188,10 @@ impl Gauge {
                    and not pg_visible_in_snapshot(e.xid, l.snapshot)
                    and not coalesce(e.position <= l.position and pg_visible_in_snapshot(e.xid, l.target), false)
                  order by e.position limit $1 + 1)
+                union
+                -- Due, and not in the stream yet.
+                (select s.id, null from outbox.scheduled s where s.due_at <= clock_timestamp()
+                 order by s.due_at limit $1 + 1)
              )
              select count(*), min(('x' || substr(replace(id::text, '-', ''), 1, 12))::bit(48)::bigint),
                     min(position), max(position), (select last_value from outbox.positions)
@@ -204,6 +211,15 @@ impl Gauge {
             _ => events,
         };
         Ok(Unsettled { lag_ms, events, is_exact })
+    }
+
+    async fn scheduled(&self) -> sqlx::Result<i64> {
+        sqlx::query_scalar(
+            "select count(*) from (select from outbox.scheduled where due_at > clock_timestamp() limit $1) as counted",
+        )
+        .bind(COUNT_MAX)
+        .fetch_one(&self.pool)
+        .await
     }
 
     async fn held(&self) -> sqlx::Result<HeldCounts> {

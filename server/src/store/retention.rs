@@ -63,7 +63,7 @@ pub enum Verdict {
     Dropped,
     /// Not every lane's progress has passed its events.
     Unsettled,
-    /// Events of its time are still kept.
+    /// Events of its time are still kept, or are yet to come into it.
     Needed,
     /// A lock was not to be had: the next run tries again.
     Locked,
@@ -136,10 +136,25 @@ async fn expired_partitions(connection: &mut PgConnection, ages: Ages) -> sqlx::
 /// Whether anything needs a partition that is old enough.
 async fn judge(connection: &mut PgConnection, partition: &Partition) -> sqlx::Result<Verdict> {
     Ok(match partition.parent.as_str() {
+        "events" if is_awaited(connection, &partition.name).await? => Verdict::Needed,
         "events" if !is_settled(connection, &partition.name).await? => Verdict::Unsettled,
         "deliveries" if is_needed(connection, partition.ends_at).await? => Verdict::Needed,
         _ => Verdict::Dropped,
     })
+}
+
+/// Whether a partition of events is to take delayed ones that are due for long and were not promoted.
+async fn is_awaited(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (
+            select from outbox.scheduled s
+            where s.id >= outbox.uuidv7_floor(bound.starts_at)
+              and s.id < outbox.uuidv7_floor(bound.starts_at + interval '24 hours'))
+         from to_timestamp(substring($1 from '_p([0-9]{8})$') || ' 00', 'YYYYMMDD TZH') as bound (starts_at)",
+    )
+    .bind(name)
+    .fetch_one(connection)
+    .await
 }
 
 /// Whether every lane has settled everything in a partition of events. Looks only at what some lane's snapshot may not

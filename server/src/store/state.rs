@@ -93,7 +93,7 @@ impl State {
         rows.iter().map(document).collect::<Result<_, _>>().map_err(unreadable)
     }
 
-    /// The stored answer of a request, for one who holds its claim.
+    /// The stored answer of a request, or of another one that handled its event, for one who holds its claim.
     ///
     /// # Errors
     /// When the database cannot be read in time.
@@ -137,7 +137,11 @@ impl Repeatable for StoredAnswer<'_> {
     type Answer = Option<Answer>;
 
     async fn run(&self, connection: &mut PgConnection) -> Result<Option<Answer>, Failure> {
-        commit::find(connection, self.claim.request_key, self.window).await
+        let Self { claim, window } = *self;
+        match (commit::find(connection, claim.request_key, window).await?, &claim.consume) {
+            (None, Some(consume)) => commit::find_handled(connection, &claim.namespace, consume).await,
+            (found, _) => Ok(found),
+        }
     }
 }
 

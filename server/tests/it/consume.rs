@@ -1,7 +1,10 @@
 //! `consume`: a consumer's mark, its state and its events in one transaction; one effect for each event.
 
 use futures_util::future::join_all;
-use outbox_proto::v1::{CommitRequest, CommitResponse, Consume, Disposition, value::Kind};
+use outbox_proto::v1::{
+    Begin, CommitRequest, CommitResponse, Consume, Disposition, Isolation, Run, transact_request::Step as Message,
+    transact_response::Step as Reply, value::Kind,
+};
 use outbox_sdk::{Client, Command, testkit::TestEvent};
 use prost_types::Timestamp;
 use tonic::Code;
@@ -10,6 +13,7 @@ use uuid::Uuid;
 use crate::support::{
     request::{add, call, commit, event, text},
     server::{CATALOG, Server, fault, fields},
+    transaction::{Transaction, begin},
 };
 
 fn hours_ago(hours: i64) -> Timestamp {
@@ -197,4 +201,66 @@ async fn a_wrong_consume_is_named() {
         let refused = server.outbox().commit(handle(&wrong)).await.expect_err("it is refused");
         assert_eq!(fields(&refused), [field], "{refused:?}");
     }
+}
+
+/// The event is marked before anything is read: whoever comes meanwhile waits, and decides nothing of its own.
+#[tokio::test]
+async fn a_transaction_marks_its_event_when_it_begins() {
+    let server = Server::start().await;
+    // Another process, so that the database has to keep them apart.
+    let other = server.beside(|_| {}).await;
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
+        for commits in [false, true] {
+            let (before, consume) = (server.balance("a1").await, delivery("mailer"));
+            let begin = || Begin { consume: Some(consume.clone()), isolation: isolation.into(), ..begin() };
+            let mut first = Transaction::open(&server, begin()).await;
+            first.run(vec![add("a1", 1)], vec![event("t", "k")]).await.expect("it runs");
+            let second = async {
+                let mut second = Transaction::stream(&other).await.expect("a stream");
+                let reply = second.step(Message::Begin(begin())).await;
+                (second, reply.expect("it is answered"))
+            };
+            let end = async {
+                // The second one waits in the database for the first one's mark.
+                let waiting = "select count(*) from pg_stat_activity
+                               where datname = current_database() and wait_event_type = 'Lock'";
+                let waits = async || (server.number(waiting).await == 1).then_some(());
+                outbox_harness::eventually("the second waits", std::time::Duration::from_secs(20), waits).await;
+                if commits {
+                    Some(first.commit(Run::default()).await.expect("it commits"))
+                } else {
+                    drop(first);
+                    None
+                }
+            };
+            let ((second, reply), answer) = tokio::join!(second, end);
+            match (answer, reply) {
+                (Some(answer), Reply::Committed(found)) => {
+                    assert_eq!((found.disposition(), found.event_ids), (Disposition::Duplicate, answer.event_ids));
+                    assert_eq!(server.balance("a1").await, before + 1);
+                }
+                (None, Reply::Begun(_)) => {
+                    second.commit(Run::default()).await.expect("the mark is its own");
+                    let duplicate = send(&server, &handle(&consume)).await;
+                    assert_eq!(duplicate.disposition(), Disposition::Duplicate);
+                    assert_eq!(server.balance("a1").await, before);
+                }
+                (answer, reply) => panic!("{isolation:?}, first {answer:?}: {reply:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_cannot_mark_its_event_does_not_begin() {
+    let server = Server::start().await;
+    let refused = async |begin| Transaction::begin(&server, begin).await.err().expect("it does not begin");
+    let reads = Begin { read_only: true, consume: Some(delivery("mailer")), ..Begin::default() };
+    assert_eq!(fields(&refused(reads).await), ["begin.consume"]);
+    let nobody = Begin { consume: Some(delivery("")), ..begin() };
+    assert_eq!(fields(&refused(nobody).await), ["consume.consumer"]);
+    let old = Consume { event_time: Some(hours_ago(24 * 30)), ..delivery("mailer") };
+    let old = refused(Begin { consume: Some(old), ..begin() }).await;
+    assert_eq!(fault(&old).1, "EVENT_TOO_OLD");
+    assert_eq!(marks(&server).await, 0);
 }

@@ -1,13 +1,13 @@
 //! References and conditions: what later parts of a commit take from the results of its operations.
 
 use outbox_proto::v1::{
-    CommitResponse, Condition, Disposition, GetCommitRequest, GetEventRequest, JsonTemplate, NewEvent, Operation,
-    Reference, Run, new_event::Payload, operation, transact_request::Step as Message, value::Kind,
+    CommitResponse, Condition, Disposition, GetCommitRequest, GetDocumentRequest, GetEventRequest, JsonTemplate,
+    NewEvent, Operation, Reference, Run, new_event::Payload, operation, transact_request::Step as Message, value::Kind,
 };
 use tonic::{Code, Status};
 
 use crate::support::{
-    request::{add, call, commit, event, put, text},
+    request::{add, array, call, commit, event, merge, null, put, text},
     server::{Server, fault, fields},
     transaction::{Transaction, begin},
 };
@@ -233,6 +233,82 @@ async fn a_link_that_a_result_breaks_refuses_the_whole_commit() {
     }
     assert_eq!((server.balance("a1").await, server.written().await), (100, (0, 0)));
     assert_eq!(server.number("select count(*) from accounts where note is not null").await, 0);
+}
+
+/// A change to a document with values out of earlier results in its JSON.
+fn with_values<const N: usize>(mut change: Operation, values: [(&str, Reference); N]) -> Operation {
+    let values = values.into_iter().map(|(pointer, reference)| (pointer.to_owned(), reference)).collect();
+    match &mut change.kind {
+        Some(operation::Kind::PutDocument(put)) => put.values = values,
+        Some(operation::Kind::MergeDocument(merge)) => merge.values = values,
+        other => panic!("it has no JSON: {other:?}"),
+    }
+    change
+}
+
+/// The `types` command with this array as one of its parameters.
+fn types_with<const N: usize>(name: &str, elements: [Kind; N]) -> Operation {
+    let elements = array(elements);
+    call("types", TYPES.map(|(known, kind)| (known, if known == name { elements.clone() } else { kind })))
+}
+
+#[tokio::test]
+async fn documents_and_arrays_take_values_from_earlier_results() {
+    let server = Server::start().await;
+    let cart = with_values(
+        put("cart", r#"{"owner": null, "lines": [1, 2], "note": "/owner"}"#, None),
+        [("/owner", reference(0, "id")), ("/lines/1", reference(0, "balance"))],
+    );
+    let patch = with_values(merge("cart", r#"{"version": 0}"#, None), [("/version", reference(1, "version"))]);
+    let operations = vec![
+        add("a1", 5),
+        cart,
+        patch,
+        types_with("ints", [Kind::Int(1), from(0, "balance"), null()]),
+        types_with("texts", [array([text("x")]), array([from(0, "id")])]),
+    ];
+    let request = commit(operations, vec![]);
+
+    let answer = server.outbox().commit(request.clone()).await.expect("it is applied").into_inner();
+
+    let get = GetDocumentRequest { collection: "carts".into(), id: "cart".into(), ..GetDocumentRequest::default() };
+    let document = server.state().get_document(get).await.expect("it is stored").into_inner().document;
+    let json: serde_json::Value = serde_json::from_str(&document.expect("a document").json).expect("it is JSON");
+    let version = answer.results[1].rows[0].values[0].kind.clone();
+    let Some(Kind::Int(version)) = version else { panic!("a version: {version:?}") };
+    let expected = serde_json::json!({"owner": "a1", "lines": [1, 105], "note": "/owner", "version": version});
+    assert_eq!(json, expected);
+    assert_eq!(answer.results[3].rows[0].values[17].kind, Some(array([Kind::Int(1), Kind::Int(105), null()])));
+    let nested = array([array([text("x")]), array([text("a1")])]);
+    assert_eq!(answer.results[4].rows[0].values[18].kind, Some(nested));
+
+    let again = server.outbox().commit(request.clone()).await.expect("it is answered").into_inner();
+    assert_eq!(again.disposition(), Disposition::Replayed);
+    let mut other = request;
+    other.operations[3] = types_with("ints", [Kind::Int(2), from(0, "balance"), null()]);
+    let reused = server.outbox().commit(other).await.expect_err("it is another request");
+    assert_eq!(fault(&reused).1, "REQUEST_ID_REUSED");
+}
+
+#[tokio::test]
+async fn what_documents_and_arrays_refer_to_must_be_there_and_fit() {
+    let server = Server::start().await;
+    let of = |change| vec![add("a1", 1), change];
+    let cart = |values| with_values(put("cart", r#"{"a": 1}"#, None), values);
+    for (field, operations) in [
+        ("operations[1].put_document.values[/b]", of(cart([("/b", reference(0, "id"))]))),
+        ("operations[1].put_document.values[/a]", of(cart([("/a", reference(1, "version"))]))),
+        ("operations[1].command.parameters[ints]", of(types_with("ints", [from(0, "nothing")]))),
+        ("operations[1].command.parameters[id]", of(call("balance", [("id", array([from(0, "id")]))]))),
+    ] {
+        let refused = apply(&server, operations, vec![]).await.expect_err("it is refused");
+        assert_eq!(fields(&refused), [field], "{refused:?}");
+    }
+    let wrong = of(types_with("ints", [from(0, "id")]));
+    let refused = apply(&server, wrong, vec![]).await.expect_err("`a1` is no number");
+    assert_eq!(fault(&refused).1, "REFERENCE_FAILED");
+    assert_eq!(fault(&refused).2["field"], "operations[1].command.parameters[ints]");
+    assert_eq!((server.balance("a1").await, server.written().await), (100, (0, 0)));
 }
 
 #[tokio::test]

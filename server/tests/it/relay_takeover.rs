@@ -48,7 +48,7 @@ async fn assert_within(limit: Duration, source: Source, hit: fn(&mut Running)) {
         assert!(took.len() < ROUNDS_MAX, "with `{source}` it took {took:?}, never {limit:?} or less");
         took.push(takeover(source, hit).await);
     }
-    println!("with `{source}`: {took:?}");
+    eprintln!("with `{source}`: {took:?}");
 }
 
 async fn takeover(source: Source, hit: fn(&mut Running)) -> Duration {

@@ -16,6 +16,7 @@ use super::{
 use crate::trace;
 
 pub(super) const COMMIT: &str = "outbox.v1.OutboxService/Commit";
+pub(super) const TRANSACT: &str = "outbox.v1.OutboxService/Transact";
 pub(super) const GET_COMMIT: &str = "outbox.v1.OutboxService/GetCommit";
 
 /// What a call is, besides its message.

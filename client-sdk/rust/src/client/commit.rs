@@ -50,14 +50,14 @@ impl Commit {
 
     /// Adds a command. Commands run in the order in which they are added.
     pub fn command(mut self, command: Command) -> Self {
-        let kind = Some(v1::operation::Kind::Command(command.call));
+        let kind = Some(command.into_kind());
         self.request.operations.push(v1::Operation { kind, ..v1::Operation::default() });
         self
     }
 
     /// Adds an event, published if and only if the commit succeeds.
     pub fn event(mut self, event: NewEvent) -> Self {
-        self.request.events.push(event.event);
+        self.request.events.push(event.into_message());
         self
     }
 
@@ -122,6 +122,14 @@ impl Command {
         Self { call: v1::CommandCall { name: name.into(), parameters: HashMap::new() } }
     }
 
+    pub(super) fn into_call(self) -> v1::CommandCall {
+        self.call
+    }
+
+    pub(super) fn into_kind(self) -> v1::operation::Kind {
+        v1::operation::Kind::Command(self.call)
+    }
+
     /// Sets a named parameter, without its colon. Setting it again replaces it.
     #[must_use]
     pub fn param(mut self, name: impl Into<String>, value: impl IntoValue) -> Self {
@@ -157,6 +165,10 @@ impl NewEvent {
         Self { event }
     }
 
+    pub(super) fn into_message(self) -> v1::NewEvent {
+        self.event
+    }
+
     /// Its key: events of one namespace, topic and key are published in commit order.
     #[must_use]
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
@@ -182,7 +194,7 @@ impl NewEvent {
         self
     }
 
-    /// Its id, a UUIDv7 of about now that no other event has. Unless set, the server makes one.
+    /// Its id, a UUIDv7 of about now, or of when it is due, that no other event has. Unless set, the server makes one.
     #[must_use]
     pub fn id(mut self, id: Uuid) -> Self {
         self.event.id = id.to_string();
@@ -214,6 +226,14 @@ impl NewEvent {
     #[must_use]
     pub fn time(mut self, time: DateTime<Utc>) -> Self {
         self.event.time = Some(timestamp(time));
+        self
+    }
+
+    /// Delays it: it is stored with the commit and published soon after this time, never before, at most 31 days ahead
+    /// unless the server is configured otherwise. It takes its place in the order of its key then.
+    #[must_use]
+    pub fn deliver_after(mut self, time: DateTime<Utc>) -> Self {
+        self.event.deliver_after = Some(timestamp(time));
         self
     }
 }

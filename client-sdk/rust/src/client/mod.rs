@@ -7,8 +7,10 @@
 pub(crate) mod call;
 mod commit;
 mod error;
+mod open;
 mod result;
 mod retry;
+mod transact;
 pub(crate) mod value;
 
 use std::{sync::Arc, time::Duration};
@@ -20,7 +22,9 @@ pub(crate) use self::commit::timestamp;
 pub use self::{
     commit::{Command, Commit, NewEvent},
     error::{CommitError, Failure, FieldViolation},
+    open::{OpenTransaction, Returned},
     result::{Committed, Disposition, OperationResult, ReadError, Row},
+    transact::{Isolation, Transact, TransactError, Transacted},
     value::{FromValue, Interval, IntoValue, Numeric, ValueError},
 };
 use crate::backoff::Backoff;
@@ -136,6 +140,42 @@ impl Client {
     /// A commit to fill and send. Its request id is made here.
     pub fn commit(&self) -> Commit {
         Commit::new(self.clone())
+    }
+
+    /// An interactive transaction to run: for what is written depends on what is read. Its request id is made here.
+    ///
+    /// ```no_run
+    /// use outbox_sdk::{Client, Command, NewEvent};
+    ///
+    /// # #[derive(Debug, thiserror::Error)]
+    /// # enum OrderError {
+    /// #     #[error("there is not enough left")]
+    /// #     SoldOut,
+    /// #     #[error(transparent)]
+    /// #     Commit(#[from] outbox_sdk::CommitError),
+    /// #     #[error(transparent)]
+    /// #     Read(#[from] outbox_sdk::ReadError),
+    /// # }
+    /// # async fn order(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let ordered = client
+    ///     .transact()
+    ///     .run(async |tx| {
+    ///         let stock = tx.run(Command::new("lock_stock").param("item", "lamp")).await?;
+    ///         let left: i64 = stock.result().row(0)?.get("left")?;
+    ///         if left == 0 {
+    ///             return Err(OrderError::SoldOut); // nothing is written
+    ///         }
+    ///         tx.run(Command::new("take").param("item", "lamp").param("count", 1)).await?;
+    ///         tx.event(NewEvent::new("orders", "lamp.ordered").key("lamp"));
+    ///         Ok(left - 1)
+    ///     })
+    ///     .await?;
+    /// println!("{:?} are left", ordered.value);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn transact(&self) -> Transact {
+        Transact::new(self.clone())
     }
 
     /// The stored answer of an earlier commit; `None` when the server remembers none (any longer).

@@ -125,7 +125,7 @@ impl Committed {
     pub fn result(&self, index: usize) -> Result<OperationResult<'_>, ReadError> {
         let results = &self.answer.results;
         let result = results.get(index).ok_or(ReadError::NoResult { index, count: results.len() })?;
-        Ok(OperationResult { result })
+        Ok(OperationResult::new(result))
     }
 }
 
@@ -136,6 +136,10 @@ pub struct OperationResult<'a> {
 }
 
 impl<'a> OperationResult<'a> {
+    pub(super) fn new(result: &'a v1::OperationResult) -> Self {
+        Self { result }
+    }
+
     /// Rows returned or changed.
     pub fn rows_affected(&self) -> i64 {
         self.result.rows_affected

@@ -1,5 +1,7 @@
 //! References, conditions and templates.
 
+use std::collections::HashMap;
+
 use outbox_proto::v1;
 
 use crate::model::{
@@ -17,6 +19,11 @@ pub(in crate::api) fn condition(condition: v1::Condition) -> Condition {
         rows_min: condition.rows_min.unwrap_or(1),
         rows_max: condition.rows_max.unwrap_or(i64::MAX),
     }
+}
+
+/// The JSON of a document, if there are values to be put into it.
+pub(super) fn document(json: &str, values: HashMap<String, v1::Reference>) -> Option<Template> {
+    (!values.is_empty()).then(|| template(v1::JsonTemplate { template: json.to_owned(), values }))
 }
 
 pub(super) fn template(template: v1::JsonTemplate) -> Template {

@@ -3,7 +3,7 @@
 use outbox_proto::v1::{self, transact_request::Step as Message, transact_response::Step as Reply};
 use uuid::Uuid;
 
-use super::{document, query, request, result};
+use super::{consume, document, query, request, result};
 use crate::{
     api::call,
     commit::{Violation, transact::Done},
@@ -30,8 +30,12 @@ pub(in crate::api) fn begin(message: Message) -> Result<Begin, Vec<Violation>> {
     if begin.read_only && !begin.request_id.is_empty() {
         return Err(vec![violation("begin.request_id", "must be empty: what only reads is not remembered")]);
     }
+    if begin.read_only && begin.consume.is_some() {
+        return Err(vec![violation("begin.consume", "must be absent: what only reads is not remembered")]);
+    }
     let request_id = (!begin.read_only).then_some(begin.request_id);
-    Ok(Begin { namespace: call::namespace(begin.namespace), request_id, isolation })
+    let consume = begin.consume.map(consume).transpose()?;
+    Ok(Begin { namespace: call::namespace(begin.namespace), request_id, isolation, consume })
 }
 
 /// A message after the first.

@@ -47,7 +47,7 @@ impl Status {
 }
 
 fn text(numbers: &Numbers) -> String {
-    let Numbers { paused, source, unsettled, held, inbox, instances, lanes } = numbers;
+    let Numbers { paused, source, unsettled, scheduled, held, inbox, instances, lanes } = numbers;
     let mut lines = Vec::new();
     if let Some(paused) = paused {
         lines.push(format!("PAUSED since {}: {}", paused.paused_at.format("%F %T UTC"), paused.reason));
@@ -57,6 +57,7 @@ fn text(numbers: &Numbers) -> String {
     lines.push(format!("lag        {lag}"));
     let about = if unsettled.is_exact { "" } else { "about " };
     lines.push(format!("unsettled  {about}{} events", unsettled.events));
+    lines.push(format!("scheduled  {scheduled} events"));
     lines.push(format!("held       {} failed, {} parked, in {} holds", held.failed, held.parked, held.holds));
     let claims = format!("{} claims leased, {} run out", inbox.leased, inbox.run_out);
     let remembered = format!("about {} claims and {} marks remembered", inbox.claims_estimate, inbox.marks_estimate);

@@ -8,7 +8,7 @@
 use serde::de::IgnoredAny;
 
 /// How deep objects and arrays may nest.
-const DEPTH_MAX: usize = 512;
+pub const DEPTH_MAX: usize = 512;
 
 /// What [`check`] accepts.
 pub(super) const JSON: &str = "a JSON document, nested at most 512 deep";

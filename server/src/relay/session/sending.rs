@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::{Session, held::Failure};
 use crate::{
+    config,
     relay::{
         Error,
         publisher::{Publisher, Record, Refusal, Topic},
@@ -71,7 +72,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                     }
                     let token = page.token(index);
                     let offered = match self.attempts.admit(row.lane(), token) {
-                        true => offer(self.publisher, &mut self.spans, row, token),
+                        true => offer(self.publisher, &mut self.spans, &self.settings.config, row, token),
                         false => Ok(false),
                     };
                     match offered {
@@ -109,14 +110,20 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
 }
 
 /// Hands an event over; false while it is not known whether its topic is there.
-fn offer<P: Publisher>(publisher: &mut P, spans: &mut Spans, row: &Row, token: usize) -> Result<bool, Refusal> {
+fn offer<P: Publisher>(
+    publisher: &mut P,
+    spans: &mut Spans,
+    config: &config::Relay,
+    row: &Row,
+    token: usize,
+) -> Result<bool, Refusal> {
     let event = row.event().map_err(|malformed| Refusal::Record(malformed.to_string()))?;
     match publisher.topic(event.topic) {
         Topic::Ready => {}
         Topic::Asking => return Ok(false),
         Topic::Missing(reason) => return Err(Refusal::Topic(reason)),
     }
-    publisher.enqueue(&Record { event: &event }, token)?;
+    publisher.enqueue(&Record { event: &event, format: config.format(event.topic) }, token)?;
     spans.enqueued(token, &event);
     Ok(true)
 }

@@ -31,7 +31,7 @@ pub(in crate::store) async fn find(
 }
 
 /// The answer stored with a consumer's mark.
-pub(super) async fn find_handled(
+pub(in crate::store) async fn find_handled(
     connection: &mut PgConnection,
     namespace: &str,
     consume: &Consume,

@@ -4,6 +4,7 @@
 //! several data-modifying parts of one statement would not see each other's changes.
 
 use sqlx::{Connection as _, PgConnection, Row as _, types::Json};
+use uuid::Uuid;
 
 use super::{
     Claim, Commit, Inner, Operation, Statements,
@@ -11,7 +12,10 @@ use super::{
     statement::{self, Arguments},
 };
 use crate::{
-    model::commit::{Answer, Disposition, OperationResult},
+    model::{
+        commit::{Answer, Disposition, OperationResult},
+        event::NewEvent,
+    },
     store::{Error, Failure, RowCount},
 };
 
@@ -27,7 +31,9 @@ pub(super) enum Attempt<'a> {
 impl Inner {
     pub(super) async fn apply(&self, connection: &mut PgConnection, commit: &Commit) -> Result<Answer, Failure> {
         let applied = match commit.operations.as_slice() {
-            _ if commit.validate_only || !commit.links.is_empty() => self.transaction(connection, commit).await,
+            _ if commit.validate_only || !commit.links.is_empty() || commit.has_delayed() => {
+                self.transaction(connection, commit).await
+            }
             [] => self.one_statement(connection, commit, None).await,
             [operation] if self.statements.is_fused(&operation.command) => {
                 self.one_statement(connection, commit, Some(operation)).await
@@ -140,30 +146,10 @@ impl Inner {
             results.push(result);
         }
         if commit.links.events.is_empty() {
-            return self.finish(connection, commit, &results).await;
+            return end(&self.statements, connection, commit, &results, commit.event_ids()).await;
         }
         let (resolved, event_ids) = commit.resolved(&results, self.event_bytes_max)?;
-        let answer = self.finish(connection, &resolved, &results).await?;
-        if event_ids.len() > resolved.events.len() {
-            // The ids of the events that were not stored have a place in the answer, too.
-            let update = "update outbox.requests set event_ids = $1 where request_key = $2 and arrived_at = $3";
-            let query = sqlx::query(update).bind(&event_ids).bind(commit.claim.request_key).bind(answer.committed_at);
-            query.execute(connection).await.map_err(plain)?;
-        }
-        Ok(Answer { event_ids, ..answer })
-    }
-
-    async fn finish(
-        &self,
-        connection: &mut PgConnection,
-        commit: &Commit,
-        results: &[OperationResult],
-    ) -> Result<Answer, Failure> {
-        let mut finish = Arguments::default();
-        finish.finish(commit, &self.statements, Some(results));
-        let finish = sqlx::query_with(self.statements.finish(), finish.into_inner());
-        let row = finish.fetch_one(connection).await.map_err(plain)?;
-        answer(&row, Disposition::Applied, commit.event_ids())
+        end(&self.statements, connection, &resolved, &results, event_ids).await
     }
 
     /// The answer that a claim has found: the request's own, or the one stored with the mark.
@@ -192,6 +178,34 @@ impl Inner {
     }
 }
 
+/// Stores a commit's events and its answer, with these ids.
+pub(super) async fn end(
+    statements: &Statements,
+    connection: &mut PgConnection,
+    commit: &Commit,
+    results: &[OperationResult],
+    event_ids: Vec<Uuid>,
+) -> Result<Answer, Failure> {
+    if commit.has_delayed() {
+        let mut schedule = Arguments::default();
+        schedule.schedule(commit);
+        let schedule = sqlx::query_with(statement::SCHEDULE, schedule.into_inner());
+        schedule.execute(&mut *connection).await.map_err(plain)?;
+    }
+    let mut finish = Arguments::default();
+    finish.finish(commit, statements, Some(results));
+    let finish = sqlx::query_with(statements.finish(), finish.into_inner());
+    let row = finish.fetch_one(&mut *connection).await.map_err(plain)?;
+    let answer = answer(&row, Disposition::Applied, event_ids)?;
+    if answer.event_ids.len() > commit.events_of(false).len() {
+        // The ids of the events that are due later, or were not stored, have a place in the answer, too.
+        let update = "update outbox.requests set event_ids = $1 where request_key = $2 and arrived_at = $3";
+        let update = sqlx::query(update).bind(&answer.event_ids).bind(commit.claim.request_key);
+        update.bind(answer.committed_at).execute(connection).await.map_err(plain)?;
+    }
+    Ok(answer)
+}
+
 /// One operation by itself.
 pub(super) async fn operation(
     statements: &Statements,
@@ -215,8 +229,17 @@ pub(super) async fn operation(
 }
 
 impl Commit {
-    pub(super) fn event_ids(&self) -> Vec<uuid::Uuid> {
+    pub(super) fn event_ids(&self) -> Vec<Uuid> {
         self.events.iter().map(|event| event.id).collect()
+    }
+
+    fn has_delayed(&self) -> bool {
+        self.events.iter().any(|event| event.due_at.is_some())
+    }
+
+    /// Its events of now, or those that are due later.
+    pub(super) fn events_of(&self, later: bool) -> Vec<&NewEvent> {
+        self.events.iter().filter(|event| event.due_at.is_some() == later).collect()
     }
 }
 

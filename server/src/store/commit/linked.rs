@@ -4,9 +4,14 @@
 
 use uuid::Uuid;
 
-use super::{Commit, Operation};
+use super::{Commit, Operation, Source};
 use crate::{
-    model::{commit::OperationResult, event::NewEvent, link::EventLinks},
+    model::{
+        commit::OperationResult,
+        event::NewEvent,
+        link::{Element, EventLinks},
+        value::{self, SqlType},
+    },
     store::{Error, Failure},
 };
 
@@ -32,7 +37,8 @@ impl Commit {
             if stored {
                 let mut event = event.clone();
                 if let Some(links) = links {
-                    fill(&mut event, links, results, event_bytes_max)
+                    let room = self.rooms.get(&index).copied().unwrap_or(event_bytes_max);
+                    fill(&mut event, links, results, room.min(event_bytes_max))
                         .map_err(|(field, description)| failed(format!("events[{index}].{field}"), description))?;
                 }
                 events.push(event);
@@ -47,12 +53,34 @@ impl Operation {
     pub(super) fn resolved(&self, index: usize, results: &[OperationResult]) -> Result<Self, Failure> {
         let mut resolved = self.clone();
         for linked in &self.linked {
-            let text = linked.reference.parameter(results, &linked.ty).map_err(|description| {
-                failed(format!("operations[{index}].command.parameters[{}]", linked.name), description)
+            let text = linked.source.text(results, &linked.ty).map_err(|(place, description)| {
+                failed(format!("operations[{index}].{}{place}", linked.field), description)
             })?;
             resolved.arguments[linked.position] = text;
         }
         Ok(resolved)
+    }
+}
+
+impl Source {
+    /// The text of an argument of this type. An error names the place within the field, if there is one.
+    fn text(&self, results: &[OperationResult], ty: &SqlType) -> Result<Option<String>, (String, String)> {
+        let whole = |description| (String::new(), description);
+        match self {
+            Self::Value(reference) => reference.parameter(results, ty).map_err(whole),
+            Self::Array(elements) => {
+                let value = Element::Array(elements.clone()).value(results).map_err(whole)?;
+                value.to_sql_text(ty).map_err(|error| whole(error.to_string()))
+            }
+            Self::Document(template, depth_max) => {
+                let filled = template.fill(results);
+                let filled = filled.map_err(|(pointer, description)| (format!(".values[{pointer}]"), description))?;
+                match value::json_depth_fits(&filled, *depth_max) {
+                    true => Ok(Some(filled)),
+                    false => Err(whole(format!("has become nested more than {depth_max} deep"))),
+                }
+            }
+        }
     }
 }
 

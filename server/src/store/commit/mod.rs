@@ -14,13 +14,13 @@ mod linked;
 pub(super) mod statement;
 pub mod transact;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub(super) use self::answer::find;
+pub(super) use self::answer::{find, find_handled};
 use self::apply::Attempt;
 pub use self::statement::Statements;
 use super::{
@@ -34,7 +34,8 @@ use crate::{
     model::{
         commit::{Answer, Consume},
         event::NewEvent,
-        link::{Links, Reference},
+        link::{Element, Links, Reference},
+        template::Template,
         value::SqlType,
     },
 };
@@ -68,6 +69,8 @@ pub struct Commit {
     pub events: Vec<NewEvent>,
     /// What in it follows from the results of its operations.
     pub links: Links,
+    /// Most bytes of key, payload and headers of the events that follow from results, by index, where it is less than usual.
+    pub rooms: BTreeMap<usize, usize>,
     /// Whether to roll back what it did, and only say what it would have done.
     pub validate_only: bool,
 }
@@ -88,12 +91,23 @@ pub struct Operation {
 pub struct Linked {
     /// Its index among the arguments.
     pub position: usize,
-    /// The parameter's name.
-    pub name: String,
+    /// Path of its field within the operation.
+    pub field: String,
     /// The parameter's type.
     pub ty: SqlType,
     /// Where its value comes from.
-    pub reference: Reference,
+    pub source: Source,
+}
+
+/// Where a linked argument comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A value of a result.
+    Value(Reference),
+    /// An array with such values.
+    Array(Vec<Element>),
+    /// A document's JSON, nested so deep at most.
+    Document(Template, usize),
 }
 
 /// Runs commits on connections of its own.

@@ -53,6 +53,10 @@ impl Form {
 /// events.
 const FINISH_ARGUMENTS: usize = 17;
 
+/// Stores the events that are due later: namespace, and the arrays of due times and events.
+pub(super) const SCHEDULE: &str = "select outbox.schedule_events(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text[]::jsonb[], $12, $13, $14)";
+
 /// The statements of a catalog, composed once.
 pub struct Statements {
     /// By form of claim, as `events_only` and `claim`.
@@ -274,12 +278,20 @@ impl Arguments {
         let commands = || commit.operations.iter().map(|operation| &*operation.command).enumerate();
         self.add(commands().map(|(n, c)| if skipped(n) { 0 } else { c.expect.min }).collect::<Vec<_>>());
         self.add(commands().map(|(_, c)| statements.rows_max(c)).collect::<Vec<_>>());
-        self.events(&commit.events);
+        self.events(&commit.events_of(false));
     }
 
-    fn events(&mut self, events: &[NewEvent]) {
-        fn column<'a, T>(events: &'a [NewEvent], part: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
-            events.iter().map(part).collect()
+    /// Of events that are due later.
+    pub(super) fn schedule(&mut self, commit: &Commit) {
+        let events = commit.events_of(true);
+        self.add(commit.claim.namespace.as_str());
+        self.add(events.iter().map(|event| event.due_at).collect::<Vec<_>>());
+        self.events(&events);
+    }
+
+    fn events(&mut self, events: &[&NewEvent]) {
+        fn column<'a, T>(events: &[&'a NewEvent], part: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
+            events.iter().map(|event| part(event)).collect()
         }
         self.add(column(events, |e| e.id));
         self.add(column(events, |e| e.topic.as_str()));

@@ -7,16 +7,16 @@
 //!
 //! Deliberately not here: time limits. Whoever holds a transaction drops or ends it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _, types::Json};
 use tokio::time::{Instant, timeout};
 
-use super::{Claim, Commit, Operation, Statements, Windows, answer::answer, apply, statement::Arguments};
+use super::{Claim, Commit, Operation, Statements, Windows, apply, statement::Arguments};
 use crate::{
     config,
     model::{
-        commit::{Answer, Disposition, OperationResult},
+        commit::{Answer, OperationResult},
         document::Document,
         event::NewEvent,
         link::Links,
@@ -104,25 +104,29 @@ impl Transactions {
         }
         let mut transaction = Transaction { inner: Arc::clone(&self.0), lease, busy: false, reading: false };
         let Some(claim) = claim else { return Ok(Begun::Open(Box::new(transaction))) };
-        match transaction.claim(claim).await {
-            Ok(()) if isolation == Isolation::ReadCommitted => return Ok(Begun::Open(Box::new(transaction))),
-            // The claim's look-up used the snapshot from before it waited: it may have missed what it waited for.
-            // Another connection sees that, and the claim keeps more from coming.
-            Ok(()) => match self.0.state.answer(claim, self.0.windows.request, deadline).await? {
-                None => return Ok(Begun::Open(Box::new(transaction))),
-                Some(_) => {
-                    transaction.end().await;
-                    return Box::pin(self.begin(Some(claim), Isolation::ReadCommitted, deadline)).await;
-                }
-            },
-            Err(Failure::Answered) => transaction.end().await,
+        let claimed = transaction.claim(claim).await;
+        // The claim's look-up used the snapshot from before it waited: it may have missed what it waited for, and finds a
+        // mark in its way that it does not see. Another connection sees both, and the claim keeps more from coming.
+        if isolation != Isolation::ReadCommitted
+            && matches!(claimed, Ok(()) | Err(Failure::Final(_)))
+            && self.0.state.answer(claim, self.0.windows.request, deadline).await?.is_some()
+        {
+            transaction.end().await;
+            return Box::pin(self.begin(Some(claim), Isolation::ReadCommitted, deadline)).await;
+        }
+        let missing = match claimed {
+            Ok(()) => return Ok(Begun::Open(Box::new(transaction))),
+            Err(Failure::Answered) => Error::Internal("an answered request has no stored answer".into()),
+            // Marks are kept a little longer than they count; the answer may have gone before its mark.
+            Err(Failure::Handled) => Error::EventTooOld,
             Err(failure) => {
                 transaction.end().await;
                 return Err(failure.into_error());
             }
-        }
+        };
+        transaction.end().await;
         let answer = self.0.state.answer(claim, self.0.windows.request, deadline).await?;
-        answer.map(Begun::Answered).ok_or_else(|| Error::Internal("an answered request has no stored answer".into()))
+        answer.map(Begun::Answered).ok_or(missing)
     }
 }
 
@@ -202,19 +206,22 @@ impl Transaction {
         results: Vec<OperationResult>,
         events: Vec<NewEvent>,
     ) -> Result<Answer, Error> {
-        let commit =
-            Commit { claim, request_id, operations: Vec::new(), events, links: Links::default(), validate_only: false };
-        let mut finish = Arguments::default();
-        finish.finish(&commit, &self.inner.statements, Some(&results));
-        let query = sqlx::query_with(self.inner.statements.finish(), finish.into_inner());
-        let row = query.fetch_one(self.start()?).await;
-        let answered = match self.done(row, None) {
-            Ok(row) => answer(&row, Disposition::Applied, commit.event_ids()).map_err(Failure::into_error),
-            Err(error) => Err(error),
+        let commit = Commit {
+            claim,
+            request_id,
+            operations: Vec::new(),
+            events,
+            links: Links::default(),
+            rooms: BTreeMap::new(),
+            validate_only: false,
         };
-        match answered {
+        let statements = Arc::clone(&self.inner.statements);
+        let ended = apply::end(&statements, self.start()?, &commit, &results, commit.event_ids()).await;
+        self.busy = false;
+        match ended {
             Ok(answer) => self.close().await.map(|()| answer),
-            Err(error) => {
+            Err(failure) => {
+                let error = self.failed(failure);
                 self.end().await;
                 Err(error)
             }

@@ -11,8 +11,10 @@ pub mod held;
 pub mod identity;
 pub mod lease;
 pub mod progress;
+pub mod replay;
 pub mod replication;
 pub mod row;
+pub mod schedule;
 pub mod slot;
 pub mod stream;
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
+use outbox_proto::record::REPLAY_OF;
 use uuid::Uuid;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -177,6 +178,15 @@ impl Row {
         let bytes = bytes.split_to(len).slice(2..);
         Self::new(bytes, size).map(Some)
     }
+}
+
+/// Takes the id out of an event's headers that it is a copy of.
+///
+/// # Errors
+/// [`Malformed`] when it is none.
+pub fn replay_of(headers: &mut BTreeMap<String, String>) -> Result<Option<Uuid>, Malformed> {
+    let id = headers.remove(REPLAY_OF).map(|id| Uuid::try_parse(&id));
+    id.transpose().map_err(|_| Malformed("what it is a copy of is not named by a UUID"))
 }
 
 impl Event<'_> {

@@ -27,7 +27,13 @@ pub(crate) fn put(id: &str, json: &str, precondition: Option<precondition::Kind>
     let (collection, id, json) = ("carts".into(), id.into(), json.into());
     let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
     Operation {
-        kind: Some(operation::Kind::PutDocument(PutDocument { collection, id, json, precondition })),
+        kind: Some(operation::Kind::PutDocument(PutDocument {
+            collection,
+            id,
+            json,
+            precondition,
+            ..PutDocument::default()
+        })),
         ..Operation::default()
     }
 }
@@ -36,7 +42,13 @@ pub(crate) fn merge(id: &str, patch: &str, precondition: Option<precondition::Ki
     let (collection, id, patch) = ("carts".into(), id.into(), patch.into());
     let precondition = precondition.map(|kind| Precondition { kind: Some(kind) });
     Operation {
-        kind: Some(operation::Kind::MergeDocument(MergeDocument { collection, id, patch, precondition })),
+        kind: Some(operation::Kind::MergeDocument(MergeDocument {
+            collection,
+            id,
+            patch,
+            precondition,
+            ..MergeDocument::default()
+        })),
         ..Operation::default()
     }
 }

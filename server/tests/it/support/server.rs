@@ -26,6 +26,7 @@ const SCHEMA: &str = "
     create table transfers (id uuid primary key, account text not null references accounts (id));
     create function sneak() returns int language sql volatile as 'update accounts set balance = 0; select 1';
     insert into accounts select 'a' || n, 100 from generate_series(0, 199) as n;
+    analyze accounts;
 ";
 
 /// Its commands.
@@ -63,7 +64,8 @@ update accounts set note = :note where id = :id returning note
 select pg_sleep(:seconds), balance from accounts where id = 'a0'
 
 -- name: slow_add
-update accounts set balance = balance + 1 where id = :id and pg_sleep(:seconds) is not null
+-- Asleep for the row that is changed only: as a condition it may be for every row that is looked at.
+update accounts set balance = balance + case when pg_sleep(:seconds) is null then 0 else 1 end where id = :id
 
 -- name: scale
 select 10 / :divisor::int as tenth
@@ -153,6 +155,11 @@ impl Server {
         connect(self.address)
     }
 
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     pub(crate) fn outbox(&self) -> OutboxServiceClient<Channel> {
         OutboxServiceClient::new(self.channel.clone())
     }
@@ -171,11 +178,6 @@ impl Server {
 
     pub(crate) fn inbox(&self) -> InboxServiceClient<Channel> {
         InboxServiceClient::new(self.channel.clone())
-    }
-
-    /// Where it serves.
-    pub(crate) fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
     }
 
     pub(crate) fn relays(&self) -> RelayServiceClient<Channel> {
