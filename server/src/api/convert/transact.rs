@@ -3,7 +3,7 @@
 use outbox_proto::v1::{self, transact_request::Step as Message, transact_response::Step as Reply};
 use uuid::Uuid;
 
-use super::{consume, document, query, request, result};
+use super::{document, query, request, request::consume, result};
 use crate::{
     api::call,
     commit::{Violation, transact::Done},
