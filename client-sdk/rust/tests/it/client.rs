@@ -13,7 +13,7 @@ use outbox_proto::v1::{
     value::Kind,
 };
 use outbox_sdk::{Client, Command, CommitError, Disposition, IntoValue, NewEvent, ReadError};
-use tokio::{io::AsyncReadExt as _, net::TcpListener};
+use tokio::{io::AsyncReadExt as _, net::{TcpListener, TcpSocket}};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -237,15 +237,15 @@ async fn a_refusal_after_a_lost_answer_leaves_the_outcome_unknown_unless_it_sett
 
 #[tokio::test]
 async fn a_server_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_is_unreachable() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let client = client(address);
-    let error = client.commit().deadline(Duration::from_millis(300)).send().await.expect_err("nobody listens");
+    // Bound, so that nobody else gets the port, but not listening yet.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let client = client(socket.local_addr().unwrap());
+    let error = client.commit().deadline(Duration::from_secs(1)).send().await.expect_err("nobody listens");
     assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
 
     // The connection breaks under the first attempts; then a server comes.
-    let listener = TcpListener::bind(address).await.unwrap();
+    let listener = socket.listen(16).unwrap();
     let sending = tokio::spawn(client.commit().send());
     for _ in 0..2 {
         let (mut connection, _) = listener.accept().await.unwrap();
