@@ -13,7 +13,10 @@ use outbox_proto::v1::{
     value::Kind,
 };
 use outbox_sdk::{Client, Command, CommitError, Disposition, IntoValue, NewEvent, ReadError};
-use tokio::{io::AsyncReadExt as _, net::{TcpListener, TcpSocket}};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpSocket},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
