@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 
 pub(super) use self::{
-    answer::{command, document, event, held, history_step, place, response, result, state},
+    answer::{command, document, event, event_id, held, history_step, place, response, result, state},
     link::condition,
     request::{query, request},
     transact::{begin, done, empty_step, step},

@@ -216,7 +216,7 @@ impl Default for Inbox {
 pub struct Relay {
     /// Whether this process relays at all.
     pub enabled: bool,
-    /// How long its lanes stay a relay's after it was last heard of.
+    /// How long its lanes stay a relay's after it was last heard of, unless its connection has ended, as a killed process's does.
     pub lease_ttl_ms: u64,
     /// Longest pause between two looks for new events while there are none.
     pub poll_interval_max_ms: u64,

@@ -41,7 +41,7 @@ pub(in crate::api) fn response(request_id: String, answer: Answer) -> Result<v1:
 }
 
 /// Nil stands for an event whose condition did not hold.
-fn event_id(id: &Uuid) -> String {
+pub(in crate::api) fn event_id(id: &Uuid) -> String {
     if id.is_nil() { String::new() } else { id.to_string() }
 }
 

@@ -90,3 +90,25 @@ fn array_from(lower_bounds: Vec<i32>, elements: Vec<Value>) -> Value {
         Value::ArrayFrom { lower_bounds, elements }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(elements: Vec<Kind>, lower_bounds: Vec<i32>) -> v1::Value {
+        let elements = elements.into_iter().map(|kind| v1::Value { kind: Some(kind) }).collect();
+        v1::Value { kind: Some(Kind::Array(v1::Array { elements, lower_bounds })) }
+    }
+
+    #[test]
+    fn subscripts_are_kept_or_refused() {
+        let reference = || Kind::Reference(v1::Reference::default());
+        let elements = vec![Value::Int(1)];
+        assert_eq!(value_of(array(vec![Kind::Int(1)], vec![1]), 0), Some(Value::Array(elements.clone())));
+        let from_zero = Value::ArrayFrom { lower_bounds: vec![0], elements };
+        assert_eq!(value_of(array(vec![Kind::Int(1)], vec![0]), 0), Some(from_zero.clone()));
+        assert_eq!(value(from_zero), array(vec![Kind::Int(1)], vec![0]));
+        assert!(matches!(element_of(array(vec![reference()], vec![1]), 0), Some(Element::Array(_))));
+        assert_eq!(element_of(array(vec![reference()], vec![0]), 0), None);
+    }
+}

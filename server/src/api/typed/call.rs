@@ -10,21 +10,19 @@ use std::{
 
 use axum::body::Body;
 use futures_util::future::BoxFuture;
-use prost::Message as _;
-use prost_reflect::{DynamicMessage, MessageDescriptor};
+use prost_reflect::DynamicMessage;
 use tonic::{
     Request, Response, Status,
-    codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::CompressionEncoding,
     metadata::{MetadataMap, MetadataValue},
 };
 use tower::Service;
-use uuid::Uuid;
 
-use super::{path::Path, plan::Rpc};
+use super::{codec::Dynamic, path::Path, plan::Rpc};
 use crate::{
     api::{
         call::{self, Limits},
-        status,
+        convert, status,
     },
     commit::{self, Committer},
     model::{self, commit::Disposition},
@@ -80,7 +78,8 @@ impl Call {
         let metadata = response.metadata_mut();
         tell(metadata, REQUEST_ID, &request_id);
         tell(metadata, DISPOSITION, disposition(answer.disposition));
-        tell(metadata, EVENT_IDS, &event_ids(&answer.event_ids));
+        let event_ids: Vec<String> = answer.event_ids.iter().map(convert::event_id).collect();
+        tell(metadata, EVENT_IDS, &event_ids.join(","));
         Ok(response)
     }
 
@@ -176,48 +175,5 @@ fn disposition(disposition: Disposition) -> &'static str {
         Disposition::Replayed => "REPLAYED",
         Disposition::Duplicate => "DUPLICATE",
         Disposition::Validated => "VALIDATED",
-    }
-}
-
-fn event_ids(ids: &[Uuid]) -> String {
-    let ids: Vec<String> = ids.iter().map(|id| if id.is_nil() { String::new() } else { id.to_string() }).collect();
-    ids.join(",")
-}
-
-/// Messages whose type is known only since the server's start: that of requests.
-#[derive(Clone)]
-struct Dynamic(MessageDescriptor);
-
-impl Codec for Dynamic {
-    type Encode = DynamicMessage;
-    type Decode = DynamicMessage;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        self.clone()
-    }
-
-    fn decoder(&mut self) -> Self {
-        self.clone()
-    }
-}
-
-impl Encoder for Dynamic {
-    type Item = DynamicMessage;
-    type Error = Status;
-
-    fn encode(&mut self, message: DynamicMessage, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        message.encode(buffer).map_err(|error| status::unreadable(&error))
-    }
-}
-
-impl Decoder for Dynamic {
-    type Item = DynamicMessage;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<DynamicMessage>, Status> {
-        let message = DynamicMessage::decode(self.0.clone(), buffer);
-        message.map(Some).map_err(|error| status::malformed(error.to_string()))
     }
 }

@@ -8,6 +8,7 @@
 //! Invariant: what can be found wrong without a caller's values stops the server at its start.
 
 mod call;
+pub mod codec;
 mod declare;
 mod error;
 mod form;

@@ -2,16 +2,10 @@
 
 use std::{fs, path::Path};
 
-use outbox_server::config::Config;
-use prost::Message as _;
+use outbox_server::{api::typed::codec::Dynamic, config::Config};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::Value;
-use tonic::{
-    Request, Response, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    transport::Channel,
-};
+use tonic::{Request, Response, Status, client::Grpc, transport::Channel};
 use uuid::Uuid;
 
 /// The descriptor set of a file, with all its imports.
@@ -76,42 +70,5 @@ impl Caller {
         let service = self.pool.get_service_by_name(service).expect("the service is there");
         let method = service.methods().find(|method| method.name() == name).expect("the method is there");
         (method.input(), method.output())
-    }
-}
-
-/// A message whose type the caller knows.
-#[derive(Clone)]
-struct Dynamic(MessageDescriptor);
-
-impl Codec for Dynamic {
-    type Encode = DynamicMessage;
-    type Decode = DynamicMessage;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        self.clone()
-    }
-
-    fn decoder(&mut self) -> Self {
-        self.clone()
-    }
-}
-
-impl Encoder for Dynamic {
-    type Item = DynamicMessage;
-    type Error = Status;
-
-    fn encode(&mut self, message: DynamicMessage, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-impl Decoder for Dynamic {
-    type Item = DynamicMessage;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<DynamicMessage>, Status> {
-        DynamicMessage::decode(self.0.clone(), buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
