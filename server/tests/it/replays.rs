@@ -161,15 +161,21 @@ async fn a_replay_goes_on_after_a_crash_and_copies_each_event_once() {
     progress(&server, &request).await;
 
     let mut connection = outbox.connect().await;
-    loop {
+    let more = async |connection: &mut PgConnection| {
         let mut dying = outbox.connect().await;
+        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut dying).await.expect("it answers");
         let mut transaction = dying.begin().await.expect("it begins");
         turn(&mut transaction).await;
-        drop(transaction);
+        // Waits until it has ended: what it has locked would be passed over.
+        let end = sqlx::query_scalar::<_, bool>("select pg_terminate_backend($1, 10000)").bind(pid);
+        assert!(end.fetch_one(&mut *connection).await.expect("it answers"), "it has ended");
         assert_eq!(progress(&server, &request).await.matched, 20, "asked again, it is the same replay");
-        if !turn(&mut connection).await {
-            break;
-        }
+        turn(connection).await
+    };
+    let mut turns = 0;
+    while more(&mut connection).await {
+        turns += 1;
+        assert!(turns < 100, "20 events, 3 per turn");
     }
 
     let done = progress(&server, &request).await;
