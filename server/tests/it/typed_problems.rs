@@ -8,6 +8,8 @@ use outbox_server::{
     catalog::Catalog,
     config,
 };
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use sqlx::Executor as _;
 
 use crate::support::typed;
@@ -351,6 +353,20 @@ async fn all_faults_of_all_files_are_told_at_once() {
         "5.binpb: outbox.v2.S: is in a package of the server's own",
     ] {
         assert!(found.iter().any(|problem| problem.starts_with(expected)), "{expected}\n{found:#?}");
+    }
+}
+
+/// Editions are the newest way to write a file; what reads descriptors here does not know them.
+#[tokio::test]
+async fn a_syntax_that_is_not_known_is_told_with_its_file() {
+    let (_database, catalog) = catalog().await;
+    let set = rpc("(Put) returns (User)", r#"operations { command: "put" }"#);
+    for syntax in ["editions", ""] {
+        let mut changed = FileDescriptorSet::decode(&*set).expect("a descriptor set");
+        changed.file[0].syntax = Some(syntax.into());
+        let expected = format!("t.binpb: has a file of syntax {syntax:?}, {:?};", changed.file[0].name());
+        let found = problems(&catalog, &[("t.binpb", changed.encode_to_vec())]);
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{expected}\n{found:?}");
     }
 }
 

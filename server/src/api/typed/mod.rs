@@ -22,11 +22,14 @@ mod response;
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use prost::Message as _;
 use prost_reflect::{DescriptorPool, ServiceDescriptor};
+use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
 
 pub(super) use self::call::Caller;
@@ -104,6 +107,20 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
+/// What a descriptor set describes.
+fn pool(bytes: &[u8]) -> Result<DescriptorPool, String> {
+    let hint = "compile it with all its imports, as by `protoc --include_imports --descriptor_set_out`";
+    let no_set = |error: &dyn Display| format!("is no whole descriptor set: {error}; {hint}");
+    let set = FileDescriptorSet::decode(bytes).map_err(|error| no_set(&error))?;
+    // prost-reflect 0.16 panics on any other syntax, editions among them.
+    if let Some(file) = set.file.iter().find(|file| !matches!(file.syntax.as_deref(), None | Some("proto2" | "proto3")))
+    {
+        let (name, syntax) = (file.name(), file.syntax());
+        return Err(format!("has a file of syntax {syntax:?}, {name:?}; write it in \"proto3\" or \"proto2\""));
+    }
+    DescriptorPool::decode(bytes).map_err(|error| no_set(&error))
+}
+
 /// What has been read so far.
 struct Loading<'a> {
     against: Against<'a>,
@@ -122,11 +139,10 @@ impl<'a> Loading<'a> {
     fn file(&mut self, file: &Path, bytes: &[u8]) {
         let of_file =
             |message: String| Problem { file: file.to_owned(), method: String::new(), field: String::new(), message };
-        let pool = match DescriptorPool::decode(bytes) {
+        let pool = match pool(bytes) {
             Ok(pool) => pool,
-            Err(error) => {
-                let hint = "compile it with all its imports, as by `protoc --include_imports --descriptor_set_out`";
-                self.problems.push(of_file(format!("is no whole descriptor set: {error}; {hint}")));
+            Err(message) => {
+                self.problems.push(of_file(message));
                 return;
             }
         };
