@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use futures_util::future::join_all;
 use outbox_harness::kafka;
 use outbox_proto::sequence::{SEQUENCE, Sequence};
-use outbox_server::store::sequence;
+use outbox_server::store::{
+    relay::{replay, schedule},
+    sequence,
+};
 use rdkafka::message::Message as _;
 use sqlx::{Connection as _, Executor as _};
 
@@ -149,4 +152,41 @@ async fn a_change_that_does_not_get_its_lock_says_so_and_holds_nobody_up_for_lon
     assert!(matches!(change, Err(outbox_server::store::Error::Conflict)), "{change:?}");
     transaction.commit().await.expect("it commits");
     start(&outbox).await;
+}
+
+/// A number says what is before an event in its key's stream, so a delayed event gets one when it enters it, and a copy gets
+/// one of its own: a consumer sees neither a gap nor a number twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_later_or_again_is_numbered_by_its_place_in_the_stream() {
+    const EVENTS_MAX: i32 = 500;
+    const BYTES_MAX: i64 = 8 << 20;
+    let outbox = Outbox::fresh("renumbered", 1).await;
+    let epoch = start(&outbox).await;
+    let mut connection = outbox.connect().await;
+    let delayed = "select outbox.emit($1, 'test', '1', 'a', deliver_after => now() + interval '1 hour')";
+    let delayed = sqlx::query(delayed).bind(&outbox.topic);
+    delayed.execute(&mut connection).await.expect("it is stored");
+    let first = outbox.emit_to(&outbox.topic, Some("a"), "1").await;
+    assert_eq!(numbers(&outbox).await["a"], counted(epoch, [1]), "what is not due is not in the stream");
+
+    connection.execute("update outbox.scheduled set due_at = now()").await.expect("it can be set");
+    let promoted = schedule::promote(&mut connection, None, EVENTS_MAX, BYTES_MAX).await.expect("it can be promoted");
+    assert_eq!(promoted.promoted, 1);
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    let ask = "select outcome from outbox.request_replay('default', 'again', array[$1], null, null, null, null, null,
+                                                         null, 1000, 'it was lost', 'anna', 10, 1, false)";
+    let outcome: String = sqlx::query_scalar(ask).bind(first).fetch_one(&mut connection).await.expect("it is answered");
+    assert_eq!(outcome, "taken");
+    assert_eq!(replay::go_on(&mut connection, EVENTS_MAX, BYTES_MAX).await.expect("it goes on").replayed, 1);
+
+    outbox.all_settled().await;
+    let topic = outbox.topic.clone();
+    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
+    let found = |name: &str| records.iter().filter_map(|record| kafka::header(record, name)).collect::<Vec<_>>();
+    assert_eq!(found(SEQUENCE), [1, 2, 3].map(|number| format!("{epoch}/{number}/default")));
+    let (ids, first) = (found("ce_id"), first.to_string());
+    assert_eq!((&ids[0], &ids[2]), (&first, &first), "the copy has the first id");
+    assert_ne!(ids[1], first);
+    relay.stop().await;
 }

@@ -3,7 +3,10 @@
 //! Invariant: its life is the stream's; dropping it rolls back at once. After an error nothing more can be done with it, and
 //! the error is kept for whoever runs the closure. It deliberately cannot be committed by the closure: returning `Ok` does.
 
-use futures_util::stream::{StreamExt as _, unfold};
+use futures_util::{
+    future::FutureExt as _,
+    stream::{StreamExt as _, unfold},
+};
 use outbox_proto::v1::{self, transact_request::Step as Message, transact_response::Step as Reply};
 use tokio::sync::mpsc;
 use tonic::{Request, Status, Streaming};
@@ -62,7 +65,8 @@ impl OpenTransaction {
         // Queued first: the server need not answer the call before it has the first message.
         let first = v1::TransactRequest { step: Some(Message::Begin(begin)) };
         messages.send(first).await.map_err(|_| lost())?;
-        let replies = rpc.transact(call.map(|()| sent.boxed())).await?.into_inner();
+        // Boxed, so that the compiler need not look into it to see that futures which hold it are `Send`.
+        let replies = rpc.transact(call.map(|()| sent.boxed())).boxed().await?.into_inner();
         let mut open = Self { messages, replies, request_id, attempt, events: Vec::new(), failure: None };
         match open.reply().await? {
             Reply::Begun(_) => Ok(Begun::Open(open)),

@@ -141,8 +141,19 @@ impl Transact {
     /// another version than was expected (`ABORTED`), is busy, or is lost: until the deadline. Keep effects that no
     /// rollback undoes out of it.
     ///
-    /// Await it where it is made: of a future that holds an async closure the compiler does not see yet that it is `Send`, so
-    /// that `tokio::spawn` refuses it; a `LocalSet` does not.
+    /// The future can be spawned if the closure owns what it uses, as with `async move`; of one that borrows it the compiler
+    /// does not see yet that it is `Send`.
+    ///
+    /// ```no_run
+    /// # use outbox_sdk::{Client, Command, CommitError};
+    /// # async fn example(client: Client, user: String) {
+    /// let activation = tokio::spawn(client.transact().run(async move |tx| {
+    ///     tx.run(Command::new("activate_user").param("user_id", &user)).await?;
+    ///     Ok::<_, CommitError>(())
+    /// }));
+    /// # drop(activation);
+    /// # }
+    /// ```
     ///
     /// Cancellation: dropping the future rolls back, unless the commit was under way; running another with the same
     /// [`request_id`](Self::request_id) settles that.

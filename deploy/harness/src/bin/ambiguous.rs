@@ -2,7 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a check that cannot run says why")]
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
 use outbox_harness::{
@@ -12,11 +15,14 @@ use outbox_harness::{
     proxy::Proxy,
 };
 use outbox_proto::v1::{CommandCall, Operation, Value, operation, value::Kind};
-use sqlx::Executor as _;
+use sqlx::{Executor as _, PgPool};
 use uuid::Uuid;
 
 const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
 const KEYS: usize = 1_000;
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Of requests that are remembered.
+const REMEMBERED: &str = "select count(*) from outbox.requests";
 
 /// Cuts the link to the database at the worst moments.
 #[derive(Debug, Parser)]
@@ -64,18 +70,29 @@ async fn main() {
         seed: options.seed,
     };
     let start = Instant::now();
+    let progress = tokio::spawn(tell_progress(pool.clone(), options.requests, start));
     let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n % KEYS); 1 + n % 2]).await;
+    progress.abort();
     println!("{} requests in {:.1?}: {report:?}", options.requests, start.elapsed());
 
     let number = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a number") };
     let expected = i64::try_from(options.requests).expect("not so many");
     // Every second request counts twice.
     assert_eq!(number("select sum(n)::bigint from counters").await, expected + expected / 2, "each applied once");
-    assert_eq!(number("select count(*) from outbox.requests").await, expected, "each remembered once");
+    assert_eq!(number(REMEMBERED).await, expected, "each remembered once");
     assert_eq!(number("select count(*) from outbox.events").await, expected, "each event stored once");
     println!("every check held");
     drop(running);
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
+}
+
+/// Prints how far it has come until aborted. Asks the database itself, whose link is not cut.
+async fn tell_progress(pool: PgPool, requests: usize, start: Instant) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let applied: i64 = sqlx::query_scalar(REMEMBERED).fetch_one(&pool).await.expect("a number");
+        println!("{applied} of {requests} requests are applied after {:.0?}", start.elapsed());
+    }
 }
 
 fn count(key: usize) -> Operation {

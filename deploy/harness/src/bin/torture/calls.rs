@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tonic::{Request, transport::Channel};
 use uuid::Uuid;
 
-use crate::Run;
+use crate::{Place, Run};
 
 /// Makes commits until enough have been started.
 pub(crate) async fn call(run: Arc<Run>, caller: usize) {
@@ -25,7 +25,8 @@ pub(crate) async fn call(run: Arc<Run>, caller: usize) {
     while run.started.fetch_add(1, Ordering::Relaxed) < run.options.commits {
         server = (server + 1) % clients.len();
         let key = zipf.draw(&mut random);
-        let request = request(&run.topic, key);
+        let events = random.random_range(1..=run.options.events_max);
+        let request = request(&run.topic, key, events);
         loop {
             run.waiting[server].fetch_add(1, Ordering::Relaxed);
             let answer = attempt(&mut clients[server], request.clone()).await;
@@ -69,26 +70,31 @@ async fn attempt(
     Ok(client.commit(request).await?.into_inner())
 }
 
-fn request(topic: &str, key: usize) -> CommitRequest {
+fn request(topic: &str, key: usize, events: u32) -> CommitRequest {
     let number = Value { kind: Some(Kind::Int(key as i64)) };
     let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), number)].into() };
+    let event = |n| NewEvent {
+        topic: topic.to_owned(),
+        key: Some(key.to_string().into_bytes().into()),
+        r#type: "counted".into(),
+        payload: Some(Payload::Text(format!("{{\"key\": {key}, \"event\": {n}}}"))),
+        ..NewEvent::default()
+    };
     CommitRequest {
         request_id: Uuid::now_v7().to_string(),
         operations: vec![Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }],
-        events: vec![NewEvent {
-            topic: topic.to_owned(),
-            key: Some(key.to_string().into_bytes().into()),
-            r#type: "counted".into(),
-            payload: Some(Payload::Text(format!("{{\"key\": {key}}}"))),
-            ..NewEvent::default()
-        }],
+        events: (0..events).map(event).collect(),
         ..CommitRequest::default()
     }
 }
 
 fn acknowledge(run: &Run, key: usize, answer: &CommitResponse) {
-    let id = answer.event_ids[0].parse().expect("an event id");
-    let Some(Kind::Int(n)) = answer.results[0].rows[0].values[0].kind else { panic!("no number in {answer:?}") };
-    let earlier = run.acknowledged.lock().expect("no holder panics").insert(id, (key, n));
-    assert!(earlier.is_none(), "event {id} was acknowledged twice");
+    let Some(Kind::Int(commit)) = answer.results[0].rows[0].values[0].kind else { panic!("no number in {answer:?}") };
+    let mut acknowledged = run.acknowledged.lock().expect("no holder panics");
+    for (index, id) in answer.event_ids.iter().enumerate() {
+        let id = id.parse().expect("an event id");
+        let last = index + 1 == answer.event_ids.len();
+        let earlier = acknowledged.insert(id, Place { key, commit, index, last });
+        assert!(earlier.is_none(), "event {id} was acknowledged twice");
+    }
 }

@@ -3,8 +3,8 @@
 //! the relay's source may change. Then database, acknowledgements and the Kafka log must agree:
 //!
 //! - every call was acknowledged once, after retries with the same request id (P5);
-//! - state = acknowledged calls = distinct events in the table = distinct events in Kafka (P1, P2, P3);
-//! - for each key, Kafka's first occurrences are in commit order, without a gap (P4);
+//! - state = acknowledged calls, and their events = distinct events in the table = distinct events in Kafka (P1, P2, P3);
+//! - for each key, Kafka's first occurrences are in commit order, and within a commit in its own, without a gap (P4);
 //! - repeats are at most faults × the in-flight window.
 //!
 //! Commit order is known apart from the outbox: each call counts its key's row up and is answered the number.
@@ -53,6 +53,9 @@ struct Options {
     /// Commits in all
     #[arg(long, default_value_t = 100_000)]
     commits: usize,
+    /// Events of a commit: 1 to so many, drawn for each, all of one key
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    events_max: u32,
     /// Callers at once
     #[arg(long, default_value_t = 32)]
     callers: usize,
@@ -105,10 +108,23 @@ struct Run {
     database: Database,
     servers: Vec<Outboxd>,
     started: AtomicUsize,
-    acknowledged: Mutex<HashMap<Uuid, (usize, i64)>>,
+    /// Where each acknowledged event belongs, by id.
+    acknowledged: Mutex<HashMap<Uuid, Place>>,
     /// Callers that wait for an answer, by server.
     waiting: [AtomicUsize; 2],
     retries: AtomicUsize,
+}
+
+/// Where an event belongs in the order of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    key: usize,
+    /// Its commit's number among the key's commits, from 1.
+    commit: i64,
+    /// Its place in the commit, from 0.
+    index: usize,
+    /// Whether it is the commit's last one.
+    last: bool,
 }
 
 #[tokio::main]
