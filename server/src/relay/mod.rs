@@ -35,7 +35,7 @@ use self::{
     session::{Entry, Session},
     source::{poll::Poll, wal::Wal},
 };
-use crate::config;
+use crate::{config, store::relay::attempt};
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -46,6 +46,8 @@ pub struct Relay<P = Kafka> {
     publisher: P,
     wake: Wake,
     status: watch::Sender<Status>,
+    /// The event whose attempt was under way when a session failed: the process has outlived it.
+    outlived: Option<Uuid>,
 }
 
 /// What does not change while it runs.
@@ -78,7 +80,7 @@ impl<P: Publisher> Relay<P> {
             instance: Uuid::now_v7(),
             host: std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".into()),
         };
-        Self { settings, publisher, wake: Wake::default(), status: watch::Sender::default() }
+        Self { settings, publisher, wake: Wake::default(), status: watch::Sender::default(), outlived: None }
     }
 
     /// A handle to wake it with.
@@ -113,9 +115,10 @@ impl<P: Publisher> Relay<P> {
             let ended = match ended {
                 Ok(session) => {
                     let began = Instant::now();
-                    let ended = session.run(&shutdown, drain).await;
+                    let (ended, suspect) = session.run(&shutdown, drain).await;
                     // What a session had enqueued is abandoned before anything is read again.
                     self.publisher.reset().await;
+                    self.outlived = suspect;
                     if began.elapsed() > PAUSE_MAX {
                         pause = PAUSE_MIN;
                     }
@@ -147,8 +150,12 @@ impl<P: Publisher> Relay<P> {
 
     /// Opens a session with the source in force. While another relay streams, one with `poll` stands by without lanes.
     async fn open(&mut self) -> Result<Opened<'_, P>, Error> {
-        let Self { settings, publisher, wake, status } = self;
+        let Self { settings, publisher, wake, status, outlived } = self;
         let mut entry = Entry::open(settings).await?;
+        if let Some(id) = *outlived {
+            session::within(settings.connect_timeout, attempt::take_back(&mut entry.control, id)).await?;
+            *outlived = None;
+        }
         Ok(match entry.direction {
             Some(direction) => {
                 let source = Wal::open(settings, direction, &mut entry).await?;
@@ -180,10 +187,11 @@ enum Opened<'a, P> {
 }
 
 impl<P: Publisher> Opened<'_, P> {
-    async fn run(self, shutdown: &CancellationToken, drain: Duration) -> Result<(), Error> {
+    /// How it ended, and the event whose attempt was under way then.
+    async fn run(self, shutdown: &CancellationToken, drain: Duration) -> (Result<(), Error>, Option<Uuid>) {
         match self {
-            Self::Poll(mut session) => session.run(shutdown, drain).await,
-            Self::Wal(mut session) => session.run(shutdown, drain).await,
+            Self::Poll(mut session) => (session.run(shutdown, drain).await, session.under_suspicion()),
+            Self::Wal(mut session) => (session.run(shutdown, drain).await, session.under_suspicion()),
         }
     }
 }

@@ -410,6 +410,74 @@ async fn an_attempt_that_the_process_outlives_does_not_count() {
     relay.stop().await;
 }
 
+/// A crash of the database ends a session in the middle of an attempt, not the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_does_not_count_when_only_the_database_was_lost() {
+    let outbox = Outbox::fresh("cut", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let id = outbox.emit_to(&outbox.topic, Some("a"), "1").await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let mut relay = faulty(&outbox, &faults, config::Relay { attempts_max: 1, ..Outbox::relay_config() });
+
+    for _ in 0..3 {
+        let counted = async || {
+            let attempts: Option<i32> = sqlx::query_scalar("select attempts from outbox.attempts where id = $1")
+                .bind(id)
+                .fetch_optional(&mut outbox.connect().await)
+                .await
+                .expect("attempts can be read");
+            (attempts == Some(1)).then_some(())
+        };
+        eventually("its attempt is written down", PATIENCE, counted).await;
+        let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                   where datname = current_database() and pid <> pg_backend_pid()";
+        connection.execute(cut).await.expect("connections can be ended");
+        relay.until("it has lost its database", |status| status.last_error.is_some()).await;
+        relay.until("it is back", |status| status.lanes_owned == 64).await;
+    }
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.all_settled().await;
+    assert!(outbox.held().await.is_empty());
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Deaths that come by themselves meet another event each time; those that an event makes meet it.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_events_the_least_suspected_is_tried_first() {
+    let outbox = Outbox::fresh("suspects", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let mut ids = Vec::new();
+    for (key, attempts) in outbox.keys_in_different_lanes(&outbox.topic, 3).await.into_iter().zip([2, 1, 0]) {
+        let id = outbox.emit_to(&outbox.topic, Some(&key), "1").await;
+        let blame = "insert into outbox.attempts select id, lane, $2 from outbox.events where id = $1 and $2 > 0";
+        sqlx::query(blame).bind(id).bind(attempts).execute(&mut connection).await.expect("it can be written");
+        ids.push(id);
+    }
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let relay = faulty(&outbox, &faults, Outbox::relay_config());
+    let attempts = async || -> Vec<(Uuid, i32)> {
+        let attempts = sqlx::query_as("select id, attempts from outbox.attempts order by array_position($1, id)");
+        attempts.bind(&ids).fetch_all(&mut outbox.connect().await).await.expect("attempts can be read")
+    };
+    let tried = async || Some(attempts().await).filter(|found| found.len() == 3);
+    assert_eq!(eventually("the third is tried", PATIENCE, tried).await, [(ids[0], 2), (ids[1], 1), (ids[2], 1)]);
+    relay.crash().await;
+
+    // The third is as suspect as the second now: the first is still the most.
+    let relay = faulty(&outbox, &faults, Outbox::relay_config());
+    let again = async || Some(attempts().await).filter(|found| found[1].1 + found[2].1 > 2);
+    assert_eq!(eventually("one of them is tried", PATIENCE, again).await[0], (ids[0], 2));
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.all_settled().await;
+    assert!(outbox.held().await.is_empty());
+    relay.stop().await;
+}
+
 /// A relay that stops as it should gives its lanes back, however often it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn clean_restarts_do_not_count() {

@@ -1,10 +1,11 @@
 //! Attempts: finds the event that ends the process, by writing down each attempt before it begins.
 //!
 //! Only in lanes that were taken over again and again from relays that died, without progress in between: of all of them
-//! one event at a time is under way, so that no other is blamed. A row that a dead process has left names its event; too
+//! one event at a time is under way, so that no other is blamed, and the least suspected one is the next, so that deaths
+//! which come by themselves do not meet the same one each time. A row that a dead process has left names its event; too
 //! many of them, and the event is held. An attempt counts only against a broker that answers, and is taken back when the
 //! process has outlived it for a while: an outage of Kafka, and whoever restarts the process because of it, count for
-//! nothing. So does a clean stop.
+//! nothing. So do a clean stop, and the loss of the database that the process survives.
 
 use std::{
     collections::BTreeSet,
@@ -33,6 +34,8 @@ pub(super) struct Attempts {
     claimed: BTreeSet<i16>,
     /// Lanes to be sent with care.
     careful: BTreeSet<i16>,
+    /// Events during whose attempt a process died, the least suspected first.
+    suspects: Vec<Uuid>,
     /// The last one.
     last: Option<Attempt>,
 }
@@ -46,9 +49,20 @@ struct Attempt {
 
 impl Attempts {
     /// What the table says.
-    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: Vec<i16>) {
+    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: Vec<i16>, suspects: Vec<Uuid>) {
         self.claimed = claimed.into_iter().collect();
         self.careful = careful.into_iter().collect();
+        self.suspects = suspects;
+    }
+
+    /// The event of the last one, if it counts as long as nobody takes it back.
+    pub(super) fn counted(&self) -> Option<Uuid> {
+        self.last.as_ref().filter(|attempt| attempt.counted).map(|attempt| attempt.id)
+    }
+
+    /// How suspect an event is among others; `None`, and so the least, when nothing is known of it.
+    fn suspicion(&self, id: Uuid) -> Option<usize> {
+        self.suspects.iter().position(|suspect| *suspect == id)
     }
 
     /// Whether an event may be enqueued now.
@@ -90,9 +104,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         Ok(())
     }
 
-    /// The first event of a careful lane whose topic is known.
+    /// Of the first events of careful lanes, those whose topics are known, the least suspected.
     fn next_attempt(&mut self) -> Option<(i16, usize, Uuid)> {
-        let mut passed_over = BTreeSet::new();
+        let (mut passed_over, mut next) = (BTreeSet::new(), None);
         for page in self.window.pages.iter().take_while(|page| page.round <= self.flushed_round) {
             for (index, row) in page.rows.iter().enumerate() {
                 let lane = row.lane();
@@ -101,11 +115,18 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                 }
                 let Ok(event) = row.event() else { continue };
                 if self.publisher.topic(event.topic) != Topic::Asking {
-                    return Some((lane, page.token(index), event.id));
+                    let suspicion = self.attempts.suspicion(event.id);
+                    let found = (lane, page.token(index), event.id);
+                    if suspicion.is_none() {
+                        return Some(found);
+                    }
+                    if next.is_none_or(|(least, _)| suspicion < least) {
+                        next = Some((suspicion, found));
+                    }
                 }
             }
         }
-        None
+        next.map(|(_, found)| found)
     }
 
     /// Takes the attempt back that is under way when it has been for this long: the process has outlived it.

@@ -77,8 +77,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     pub(super) async fn look(&mut self) -> Result<(), Error> {
         let lanes: Vec<i16> = self.lanes.iter().map(|(lane, _)| lane).collect();
         let news = within(self.patience(), held::news(&mut self.control, &lanes, CLAIMS_MAX)).await?;
-        let News { paused, lanes, newest, due, held, claimed, careful } = news;
-        self.attempts.look_out(claimed, careful);
+        let News { paused, lanes, newest, due, held, claimed, careful, suspects } = news;
+        self.attempts.look_out(claimed, careful, suspects);
         if paused != self.held.paused {
             match &paused {
                 Some(reason) => tracing::warn!(reason, "the relay is paused"),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub(super) use self::entry::{Entry, connect, within};
 use self::{attempts::Attempts, held::Held, recovery::Care};
@@ -121,6 +122,11 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             }
         }
         self.leave().await
+    }
+
+    /// The event whose attempt would be blamed if the process died now.
+    pub(super) fn under_suspicion(&self) -> Option<Uuid> {
+        self.attempts.counted()
     }
 
     /// Does what there is to do without waiting for anything but the database.

@@ -42,6 +42,8 @@ pub struct News {
     pub claimed: Vec<i16>,
     /// Those that were so often enough to be sent with care.
     pub careful: Vec<i16>,
+    /// Events during whose attempt a process died, those first that it happened to least.
+    pub suspects: Vec<Uuid>,
 }
 
 /// Held events are counted this far.
@@ -63,7 +65,8 @@ pub async fn news(connection: &mut PgConnection, lanes: &[i16], claims_max: i32)
                     select from outbox.holds h join outbox.held e on e.hold = h.hold
                     where h.lane = any($1) limit $2) as counted) as held,
                 array(select lane from outbox.progress where lane = any($1) and claims > 0) as claimed,
-                array(select lane from outbox.progress where lane = any($1) and claims >= $3) as careful",
+                array(select lane from outbox.progress where lane = any($1) and claims >= $3) as careful,
+                array(select id from outbox.attempts where lane = any($1) and attempts > 0 order by attempts) as suspects",
     )
     .bind(lanes)
     .bind(HELD_COUNT_MAX)

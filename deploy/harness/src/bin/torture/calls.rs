@@ -22,7 +22,13 @@ pub(crate) async fn call(run: Arc<Run>, caller: usize) {
     let zipf = Zipf::new(run.options.keys);
     let mut clients: Vec<_> = run.servers.iter().map(|s| OutboxServiceClient::new(s.channel())).collect();
     let mut server = caller;
-    while run.started.fetch_add(1, Ordering::Relaxed) < run.options.commits {
+    loop {
+        while run.started.load(Ordering::Relaxed) >= run.allowed.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if run.started.fetch_add(1, Ordering::Relaxed) >= run.options.commits {
+            return;
+        }
         server = (server + 1) % clients.len();
         let key = zipf.draw(&mut random);
         let events = random.random_range(1..=run.options.events_max);

@@ -1,7 +1,7 @@
 //! The faults of a run: which, when, and whether they landed in mid-work.
 //!
 //! Kinds are drawn and moments spread over the commits by the seed. One fault at a time: the next one waits until what
-//! was hit works again. It deliberately does not judge the outcome: `verdict` does.
+//! was hit works again, and the callers do not run ahead of it. It deliberately does not judge the outcome: `verdict` does.
 
 use std::{
     path::PathBuf,
@@ -80,6 +80,7 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
     for (index, fault) in faults.iter().enumerate() {
         let share = run.options.commits / faults.len();
         let moment = run.options.commits * index / faults.len() + random.random_range(0..share);
+        run.allowed.store(moment + run.options.callers, Ordering::Relaxed);
         eventually("the next fault's moment", Duration::from_secs(1_200), async || {
             (run.started.load(Ordering::Relaxed) >= moment).then_some(())
         })
@@ -100,6 +101,7 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
             began.elapsed()
         );
     }
+    run.allowed.store(usize::MAX, Ordering::Relaxed);
     landed
 }
 
@@ -134,7 +136,7 @@ async fn restart(service: Service, signal: Signal) {
 }
 
 /// How many of the newest events are not settled.
-async fn unsettled(pool: &PgPool) -> i64 {
+pub(crate) async fn unsettled(pool: &PgPool) -> i64 {
     const NEWEST: &str = "
         select count(*) from (select * from outbox.events order by position desc limit 2000) as e
         where not outbox.is_settled(e)";

@@ -50,6 +50,11 @@ pub(crate) async fn check(run: &Run, pool: &PgPool, landed: Landed) -> Vec<Strin
         let acknowledged = acknowledged.len();
         findings.push(format!("{acknowledged} events acknowledged, {stored} in the table, {} in Kafka", seen.len()));
     }
+    let held = "select count(*), min(reason) from outbox.held_events";
+    let (held, reason): (i64, Option<String>) = sqlx::query_as(held).fetch_one(pool).await.expect("a row");
+    if let Some(reason) = reason {
+        findings.push(format!("{held} events are held: {reason}"));
+    }
     if repeats > faults * window {
         findings.push(format!("{repeats} repeats"));
     }
