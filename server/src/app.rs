@@ -21,6 +21,7 @@ use crate::{
         numbers::Gauge,
         retention::{self, Ages},
         session::Connector,
+        setup,
         state::State,
     },
 };
@@ -58,6 +59,7 @@ impl Server {
         let mut connection = connector.connect().await?;
         if config.database.migrate_at_start {
             migrate::run(&mut connection).await?;
+            set_up_source(&config.database.url).await;
         }
         let catalog = match &config.catalog.dir {
             Some(dir) => Catalog::load(dir, &mut connection).await?,
@@ -169,6 +171,15 @@ fn services(
         transact: config.transact.clone(),
         result_rows_max: config.commit.result_rows_max,
         request_bytes_max: config.grpc.request_bytes_max,
+    }
+}
+
+/// Sees to what the relay's source needs, but for the slot, which relays make while they poll. What is wrong keeps nobody
+/// from serving: relays poll, and note it.
+async fn set_up_source(url: &str) {
+    match setup::run(url, None, None).await {
+        Ok(setup) => setup.lines().iter().for_each(|line| tracing::info!("{line}")),
+        Err(error) => tracing::error!(%error, "the relay's source is not set up"),
     }
 }
 

@@ -28,6 +28,7 @@ mod relay_snapshot;
 mod relay_takeover;
 mod relay_wal;
 mod relay_wal_faults;
+mod relay_wal_setup;
 mod relay_wal_switch;
 mod relay_wal_tls;
 mod replays;

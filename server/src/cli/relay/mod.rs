@@ -8,6 +8,7 @@ use std::error::Error;
 
 use clap::Subcommand;
 
+pub(super) use self::switch::Name;
 use self::{status::Status, switch::Switch};
 use crate::{
     config::Config,

@@ -1,5 +1,6 @@
 //! What the tests share: a server on a fresh database, its clients, and readable requests.
 
+pub(crate) mod cli;
 pub(crate) mod faulty;
 pub(crate) mod otlp;
 pub(crate) mod outbox;
