@@ -20,6 +20,7 @@ mod outage;
 mod queries;
 mod records;
 mod relay;
+mod relay_cli;
 mod relay_faults;
 mod relay_flush;
 mod relay_held;
