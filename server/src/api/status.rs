@@ -123,10 +123,10 @@ pub(super) fn not_held(what: &str) -> Status {
     reply(reason::NOT_HELD, format!("{what} is not held in this namespace")).with("target", &what).status()
 }
 
-/// An event that cannot be given up just now.
-pub(super) fn hold_draining(id: &str) -> Status {
-    let message = format!("event {id} is being published, or was held a moment ago; try again shortly");
-    let mut reply = reply(reason::HOLD_DRAINING, message).with("event_id", &id);
+/// What cannot be given up just now: in words, and as metadata.
+pub(super) fn hold_draining(what: &str, (metadata, name): (&str, &str)) -> Status {
+    let message = format!("{what} is being published, or was held a moment ago; try again shortly");
+    let mut reply = reply(reason::HOLD_DRAINING, message).with(metadata, &name);
     reply.details.set_retry_info(Some(Duration::from_millis(500)));
     reply.status()
 }

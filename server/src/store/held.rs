@@ -3,10 +3,13 @@
 //! Nothing here publishes: a lane's owner notices what has changed and drains what is due (`store::relay::held`). Each
 //! change locks what the owner's statements lock, so that the two never cross.
 
+mod topic;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use self::topic::AT_ONCE_MAX;
 use super::{
     Error,
     event::{Reader, read},
@@ -82,6 +85,17 @@ pub enum Target {
         /// The key.
         key: Vec<u8>,
     },
+    /// Every hold of a topic.
+    Topic(String),
+}
+
+/// What came of a call that may leave a rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Of unparking: the events that are held, counted to 10,000. Of giving up: those that are given up.
+    pub events: i64,
+    /// Whether more are left than one call changes.
+    pub more: bool,
 }
 
 /// What came of parking.
@@ -209,14 +223,15 @@ impl Holds {
             .map_err(read)
     }
 
-    /// Has a hold drained. Returns how many events it holds, counted to 10,000; `None` when there is no such hold.
+    /// Has a hold drained, or those of a topic. `None` when there is no such hold.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn unpark(&self, namespace: &str, target: &Target) -> Result<Option<i64>, Error> {
+    pub async fn unpark(&self, namespace: &str, target: &Target) -> Result<Option<Changed>, Error> {
         let (id, topic, key) = match target {
             Target::Event(id) => (Some(*id), None, None),
             Target::Key { topic, key } => (None, Some(topic), Some(key)),
+            Target::Topic(topic) => return self.unpark_topic(namespace, topic, AT_ONCE_MAX).await,
         };
         let hold: Option<i64> = sqlx::query_scalar(
             "update outbox.holds set parked = false, retry_at = clock_timestamp()
@@ -243,7 +258,7 @@ impl Holds {
                 .bind(hold)
                 .bind(COUNT_MAX)
                 .fetch_one(&self.pool);
-        count.await.map(Some).map_err(read)
+        Ok(Some(Changed { events: count.await.map_err(read)?, more: false }))
     }
 
     /// Gives an event up for good that is held, or not due yet.

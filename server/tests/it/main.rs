@@ -13,6 +13,7 @@ mod documents;
 mod emit;
 mod errors;
 mod held_api;
+mod held_topics;
 mod inbox;
 mod links;
 mod metrics;

@@ -210,7 +210,12 @@ async fn an_event_that_is_discarded_before_it_is_due_is_never_published() {
     let server = Server::start().await;
     let answer = server.outbox().commit(commit(vec![], vec![delayed("t", "k", in_an_hour())])).await;
     let event_id = answer.expect("it is committed").into_inner().event_ids.remove(0);
-    let discard = DiscardRequest { namespace: "other".into(), event_id: event_id.clone(), reason: "withdrawn".into() };
+    let discard = DiscardRequest {
+        namespace: "other".into(),
+        event_id: event_id.clone(),
+        reason: "withdrawn".into(),
+        ..DiscardRequest::default()
+    };
     let refused = server.events().discard(discard.clone()).await.expect_err("it is of another tenant");
     assert_eq!(fault(&refused).1, "NOT_HELD");
 
