@@ -59,6 +59,7 @@ impl HeldCalls {
                 match call::within(deadline, self.holds.park_event(&namespace, id, blocks, &reason)).await? {
                     Parked::Parked => {}
                     Parked::Settled => return Err(status::event_settled(&id.to_string())),
+                    Parked::Scheduled(due_at) => return Err(status::event_not_due(&id.to_string(), due_at)),
                     Parked::NotFound => return Err(status::event_not_found(&id.to_string())),
                 }
             }

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, error::Error as StdError, time::Duration};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use outbox_proto::v1::ERROR_DOMAIN;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -90,6 +91,16 @@ pub(super) fn event_not_found(id: &str) -> Status {
 pub(super) fn event_settled(id: &str) -> Status {
     let message = format!("event {id} is settled already: there is nothing to park");
     reply(reason::EVENT_SETTLED, message).with("event_id", &id).status()
+}
+
+/// An event that is delayed, so that nothing can be told to wait behind it.
+pub(super) fn event_not_due(id: &str, due_at: DateTime<Utc>) -> Status {
+    let due_at = due_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+    let message = format!(
+        "event {id} is delayed until {due_at} and has no place in the order of its key before: park its key, discard the \
+         event, or park it then"
+    );
+    reply(reason::EVENT_NOT_DUE, message).with("event_id", &id).with("due_at", &due_at).status()
 }
 
 pub(super) fn event_not_published(id: &str) -> Status {

@@ -105,6 +105,8 @@ pub enum Parked {
     Parked,
     /// The event is settled: there is nothing to park.
     Settled,
+    /// It is delayed until then, and in no order yet.
+    Scheduled(DateTime<Utc>),
     /// There is no such event.
     NotFound,
 }
@@ -174,12 +176,17 @@ impl Holds {
             lane: i16,
             position: i64,
             state: String,
+            due_at: Option<DateTime<Utc>>,
         }
         let found: Option<Found> = sqlx::query_as(
-            "select e.topic, e.key, e.lane, e.position, outbox.event_state(e) as state
+            "select e.topic, e.key, e.lane, e.position, outbox.event_state(e) as state, null::timestamptz as due_at
              from outbox.events e where e.id = $1 and e.namespace = $2
              union all
-             select h.topic, h.key, h.lane, h.position, 'held' from outbox.held h where h.id = $1 and h.namespace = $2
+             select h.topic, h.key, h.lane, h.position, 'held', null
+             from outbox.held h where h.id = $1 and h.namespace = $2
+             union all
+             select s.topic, s.key, 0::smallint, 0, 'scheduled', s.due_at
+             from outbox.scheduled s where s.id = $1 and s.namespace = $2
              limit 1",
         )
         .bind(id)
@@ -187,7 +194,10 @@ impl Holds {
         .fetch_optional(&self.pool)
         .await
         .map_err(read)?;
-        let Some(Found { topic, key, lane, position, state }) = found else { return Ok(Parked::NotFound) };
+        let Some(Found { topic, key, lane, position, state, due_at }) = found else { return Ok(Parked::NotFound) };
+        if let Some(due_at) = due_at {
+            return Ok(Parked::Scheduled(due_at));
+        }
         if !matches!(state.as_str(), "pending" | "held") {
             return Ok(Parked::Settled);
         }
