@@ -19,6 +19,7 @@ mod links;
 mod metrics;
 mod outage;
 mod queries;
+mod readiness;
 mod records;
 mod relay;
 mod relay_cli;

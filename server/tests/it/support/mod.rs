@@ -4,6 +4,7 @@ pub(crate) mod cli;
 pub(crate) mod faulty;
 pub(crate) mod otlp;
 pub(crate) mod outbox;
+pub(crate) mod page;
 pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod transaction;
