@@ -10,8 +10,8 @@ use crate::{
     catalog::Catalog,
     commit::Committer,
     config::Config,
-    ops,
-    relay::{self, Inflow, Relay, Wake, kafka::limits::TopicLimits},
+    ops::{self, metrics::Metrics, readiness::Readiness},
+    relay::{Inflow, Relay, Wake, kafka::limits::TopicLimits},
     store::{
         self,
         commit::{Executor, Statements, transact::Transactions},
@@ -21,6 +21,7 @@ use crate::{
         numbers::Gauge,
         retention::{self, Ages},
         session::Connector,
+        setup,
         state::State,
     },
 };
@@ -58,6 +59,7 @@ impl Server {
         let mut connection = connector.connect().await?;
         if config.database.migrate_at_start {
             migrate::run(&mut connection).await?;
+            set_up_source(&config.database.url).await;
         }
         let catalog = match &config.catalog.dir {
             Some(dir) => Catalog::load(dir, &mut connection).await?,
@@ -97,12 +99,15 @@ impl Server {
         let inflow = relay.as_ref().map(|relay| Inflow::new(&config.database, relay.wake()).run(shutdown.clone()));
         let inflow = inflow.map(tokio::spawn);
         let relaying = relay.map(|relay| tokio::spawn(relay.run(shutdown.clone(), drain)));
-        let (health, reporter) = ops::health::start(reader, status.clone(), shutdown.clone()).await;
+        let (readiness, looking) = ops::readiness::start(reader, status.clone(), shutdown.clone());
+        let (health, reporter) = ops::health::start(readiness.clone()).await;
         let ages = config.retention.enabled.then(|| Ages::new(&config));
         let windows =
             Windows { consume_hours: config.commit.consume_window_hours, inbox_hours: config.inbox.window_hours };
         let partitions = tokio::spawn(keep_partitions(connector, windows, ages, shutdown.clone()));
-        let metrics = metrics.map(|listener| tokio::spawn(serve_metrics(listener, gauge, status, shutdown.clone())));
+        let numbers = Metrics::new(gauge, status);
+        let metrics =
+            metrics.map(|listener| tokio::spawn(serve_operators(listener, numbers, readiness, shutdown.clone())));
 
         tracing::info!(address = %listener.local_addr()?, "serving");
         let serving = api::serve(listener, services, health, shutdown.clone().cancelled_owned());
@@ -118,7 +123,7 @@ impl Server {
             Some(relaying) => relaying.await?,
             None => Ok(()),
         };
-        for task in [reporter, partitions].into_iter().chain(metrics).chain(inflow).chain(learning) {
+        for task in [looking, reporter, partitions].into_iter().chain(metrics).chain(inflow).chain(learning) {
             task.abort();
         }
         tracing::info!("stopped");
@@ -172,22 +177,31 @@ fn services(
     }
 }
 
+/// Sees to what the relay's source needs, but for the slot, which relays make while they poll. What is wrong keeps nobody
+/// from serving: relays poll, and note it.
+async fn set_up_source(url: &str) {
+    match setup::run(url, None, None).await {
+        Ok(setup) => setup.lines().iter().for_each(|line| tracing::info!("{line}")),
+        Err(error) => tracing::error!(%error, "the relay's source is not set up"),
+    }
+}
+
 async fn cut_off(shutdown: &CancellationToken, drain: Duration) {
     shutdown.cancelled().await;
     tokio::time::sleep(drain).await;
 }
 
-async fn serve_metrics(
+async fn serve_operators(
     listener: TcpListener,
-    gauge: Gauge,
-    status: Option<watch::Receiver<relay::Status>>,
+    metrics: Metrics,
+    readiness: watch::Receiver<Readiness>,
     shutdown: CancellationToken,
 ) {
     if let Ok(address) = listener.local_addr() {
-        tracing::info!(%address, "serving metrics");
+        tracing::info!(%address, "serving metrics and readiness");
     }
-    if let Err(error) = ops::metrics::serve(listener, gauge, status, shutdown.cancelled_owned()).await {
-        tracing::error!(error, "metrics are not served any more");
+    if let Err(error) = ops::http::serve(listener, metrics, readiness, shutdown.cancelled_owned()).await {
+        tracing::error!(error, "metrics and readiness are not served any more");
     }
 }
 

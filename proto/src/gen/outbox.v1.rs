@@ -921,7 +921,7 @@ pub struct HoldTarget {
     /// Tenant; empty means `default`.
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
-    #[prost(oneof = "hold_target::Target", tags = "2, 3")]
+    #[prost(oneof = "hold_target::Target", tags = "2, 3, 4")]
     pub target: ::core::option::Option<hold_target::Target>,
 }
 /// Nested message and enum types in `HoldTarget`.
@@ -934,6 +934,9 @@ pub mod hold_target {
         /// A key.
         #[prost(message, tag = "3")]
         Key(super::TopicKey),
+        /// Of Unpark: every hold of a topic; also those that wait for the topic itself, which are of every namespace.
+        #[prost(string, tag = "4")]
+        Topic(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1034,20 +1037,36 @@ pub struct UnparkResponse {
     /// How many events were held behind it, counted to 10,000.
     #[prost(int64, tag = "1")]
     pub events: i64,
+    /// Of a topic: 10,000 holds, the most of one call, were unparked, and there are more. Call again.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscardRequest {
     /// Tenant; empty means `default`.
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
+    /// An event. Not beside `topic`.
     #[prost(string, tag = "2")]
     pub event_id: ::prost::alloc::string::String,
     /// Why, 1 to 1,000 characters.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    /// Every held event of this topic, 10,000 in one call; of each hold the latest first, so that nothing of it is published
+    /// in between. Delayed events that are not due yet are not held.
+    #[prost(string, tag = "4")]
+    pub topic: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DiscardResponse {}
+pub struct DiscardResponse {
+    /// How many were given up.
+    #[prost(int64, tag = "1")]
+    pub events: i64,
+    /// Of a topic: some are left, since 10,000 were given up, or since they are being published or were held a moment ago.
+    /// Call again.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRequest {
     /// Tenant; empty means `default`.
@@ -1506,7 +1525,8 @@ pub mod event_service_client {
         }
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already, or (`EVENT_NOT_DUE`) when it is delayed: it has
+        /// no place in the order of its key until it is due. Its key can be parked, and it can be discarded.
         pub async fn park(
             &mut self,
             request: impl tonic::IntoRequest<super::ParkRequest>,
@@ -1528,7 +1548,8 @@ pub mod event_service_client {
                 .insert(GrpcMethod::new("outbox.v1.EventService", "Park"));
             self.inner.unary(req, path, codec).await
         }
-        /// Has a hold's events published, in order; the hold ends when nothing is left of it. NOT_FOUND (`NOT_HELD`).
+        /// Has a hold's events published, in order; the hold ends when nothing is left of it. Or those of every hold of a topic,
+        /// each key's in order. NOT_FOUND (`NOT_HELD`).
         pub async fn unpark(
             &mut self,
             request: impl tonic::IntoRequest<super::UnparkRequest>,
@@ -1551,8 +1572,9 @@ pub mod event_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
-        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
-        /// published.
+        /// waited behind a failed event goes on. Or gives up every held event of a topic, with what waited behind others: then
+        /// only what comes later goes on, and parked keys stay parked. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the
+        /// event, or each one of the topic, is being published.
         pub async fn discard(
             &mut self,
             request: impl tonic::IntoRequest<super::DiscardRequest>,
@@ -1677,19 +1699,22 @@ pub mod event_service_server {
         >;
         /// Has an event that is not settled, or what a key publishes from now on, held until it is unparked. The lane's owner
         /// takes notice within a tenth of its lease's length; what it has handed to Kafka by then is published.
-        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already; a delayed one can be parked once it is due.
+        /// FAILED_PRECONDITION (`EVENT_SETTLED`) when Kafka has the event already, or (`EVENT_NOT_DUE`) when it is delayed: it has
+        /// no place in the order of its key until it is due. Its key can be parked, and it can be discarded.
         async fn park(
             &self,
             request: tonic::Request<super::ParkRequest>,
         ) -> std::result::Result<tonic::Response<super::ParkResponse>, tonic::Status>;
-        /// Has a hold's events published, in order; the hold ends when nothing is left of it. NOT_FOUND (`NOT_HELD`).
+        /// Has a hold's events published, in order; the hold ends when nothing is left of it. Or those of every hold of a topic,
+        /// each key's in order. NOT_FOUND (`NOT_HELD`).
         async fn unpark(
             &self,
             request: tonic::Request<super::UnparkRequest>,
         ) -> std::result::Result<tonic::Response<super::UnparkResponse>, tonic::Status>;
         /// Gives a held event, or one that is not due yet, up for good: it is never published, and kept with the reason. What
-        /// waited behind a failed event goes on. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the event is being
-        /// published.
+        /// waited behind a failed event goes on. Or gives up every held event of a topic, with what waited behind others: then
+        /// only what comes later goes on, and parked keys stay parked. NOT_FOUND (`NOT_HELD`); ABORTED (`HOLD_DRAINING`) while the
+        /// event, or each one of the topic, is being published.
         async fn discard(
             &self,
             request: tonic::Request<super::DiscardRequest>,

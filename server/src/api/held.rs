@@ -12,7 +12,7 @@ use super::{call, convert, event, page_token, status};
 use crate::{
     commit::Violation,
     config::{self, HeldPolicy},
-    store::held::{Discarded, Filter, Holds, Parked, Target},
+    store::held::{AT_ONCE_MAX, Changed, Discarded, Filter, Holds, Parked, Target},
 };
 
 const TEXT_CHARS_MAX: usize = 1_000;
@@ -44,8 +44,13 @@ impl HeldCalls {
         let ParkRequest { target, reason } = request;
         let mut faults = Vec::new();
         check_reason(&reason, &mut faults);
+        if let Some(hold_target::Target::Topic(_)) = target.as_ref().and_then(|target| target.target.as_ref()) {
+            let description = "cannot be parked: park its keys, or pause the relays".into();
+            faults.push(Violation { field: "target.topic".into(), description });
+        }
         let (namespace, target) = target_of(target, faults)?;
         match target {
+            Target::Topic(_) => {}
             Target::Key { topic, key } => {
                 call::within(deadline, self.holds.park_key(&namespace, &topic, &key, &reason)).await?;
             }
@@ -54,6 +59,7 @@ impl HeldCalls {
                 match call::within(deadline, self.holds.park_event(&namespace, id, blocks, &reason)).await? {
                     Parked::Parked => {}
                     Parked::Settled => return Err(status::event_settled(&id.to_string())),
+                    Parked::Scheduled(due_at) => return Err(status::event_not_due(&id.to_string(), due_at)),
                     Parked::NotFound => return Err(status::event_not_found(&id.to_string())),
                 }
             }
@@ -63,29 +69,61 @@ impl HeldCalls {
 
     pub(super) async fn unpark(&self, request: UnparkRequest, deadline: Instant) -> Result<UnparkResponse, Status> {
         let (namespace, target) = target_of(request.target, Vec::new())?;
-        let events = call::within(deadline, self.holds.unpark(&namespace, &target)).await?;
-        match (events, target) {
-            (Some(events), _) => Ok(UnparkResponse { events }),
-            (None, Target::Event(id)) => Err(status::not_held(&format!("event {id}"))),
-            (None, Target::Key { topic, .. }) => Err(status::not_held(&format!("the key of topic {topic}"))),
-        }
+        let unparked = call::within(deadline, self.holds.unpark(&namespace, &target)).await?;
+        let Changed { events, more } = unparked.ok_or_else(|| {
+            status::not_held(&match target {
+                Target::Event(id) => format!("event {id}"),
+                Target::Key { topic, .. } => format!("the key of topic {topic}"),
+                Target::Topic(topic) => format!("topic {topic}"),
+            })
+        })?;
+        Ok(UnparkResponse { events, more })
     }
 
     pub(super) async fn discard(&self, request: DiscardRequest, deadline: Instant) -> Result<DiscardResponse, Status> {
-        let DiscardRequest { namespace, event_id, reason } = request;
+        let DiscardRequest { namespace, event_id, reason, topic } = request;
         let mut faults = Vec::new();
         check_reason(&reason, &mut faults);
+        let namespace = call::namespace(namespace);
+        if !topic.is_empty() {
+            if !event_id.is_empty() {
+                let description = "is given beside `event_id`: expected one of them".into();
+                faults.push(Violation { field: "topic".into(), description });
+            }
+            check_topic("topic", &topic, &mut faults);
+            return match faults.as_slice() {
+                [] => self.discard_topic(&namespace, &topic, &reason, deadline).await,
+                _ => Err(status::invalid(faults)),
+            };
+        }
         let id = Uuid::try_parse(&event_id).map_err(|_| faults.push(event::not_a_uuid("event_id", &event_id)));
         let (Ok(id), true) = (id, faults.is_empty()) else { return Err(status::invalid(faults)) };
-        let namespace = call::namespace(namespace);
         match call::within(deadline, self.holds.discard(&namespace, id, &reason)).await? {
             Discarded::Discarded => {
                 tracing::warn!(%event_id, reason, "a held event is discarded");
-                Ok(DiscardResponse {})
+                Ok(DiscardResponse { events: 1, more: false })
             }
             Discarded::NotHeld => Err(status::not_held(&format!("event {event_id}"))),
-            Discarded::Busy => Err(status::hold_draining(&event_id)),
+            Discarded::Busy => Err(status::hold_draining(&format!("event {event_id}"), ("event_id", &event_id))),
         }
+    }
+
+    async fn discard_topic(
+        &self,
+        namespace: &str,
+        topic: &str,
+        reason: &str,
+        deadline: Instant,
+    ) -> Result<DiscardResponse, Status> {
+        let what = format!("topic {topic}");
+        let discarding = self.holds.discard_topic(namespace, topic, reason, AT_ONCE_MAX);
+        let discarded = call::within(deadline, discarding).await?;
+        let Changed { events, more } = discarded.ok_or_else(|| status::not_held(&what))?;
+        if events == 0 {
+            return Err(status::hold_draining(&what, ("topic", topic)));
+        }
+        tracing::warn!(namespace, topic, events, more, reason, "held events of a topic are discarded");
+        Ok(DiscardResponse { events, more })
     }
 }
 
@@ -103,12 +141,17 @@ pub(super) fn check_text(field: &str, text: &str, faults: &mut Vec<Violation>) {
     }
 }
 
+fn check_topic(field: &str, topic: &str, faults: &mut Vec<Violation>) {
+    if topic.is_empty() || topic.contains('\0') {
+        faults.push(Violation { field: field.into(), description: "is no topic's name".into() });
+    }
+}
+
 fn target_of(target: Option<HoldTarget>, mut faults: Vec<Violation>) -> Result<(String, Target), Status> {
     let HoldTarget { namespace, target } = target.unwrap_or_default();
     let target = match target {
         None => {
-            faults
-                .push(Violation { field: "target".into(), description: "is empty: expected an event or a key".into() });
+            faults.push(Violation { field: "target".into(), description: "is empty: expected what is held".into() });
             None
         }
         Some(hold_target::Target::EventId(id)) => {
@@ -119,11 +162,12 @@ fn target_of(target: Option<HoldTarget>, mut faults: Vec<Violation>) -> Result<(
             parsed.map(Target::Event)
         }
         Some(hold_target::Target::Key(key)) => {
-            if key.topic.is_empty() || key.topic.contains('\0') {
-                let description = "is no topic's name".into();
-                faults.push(Violation { field: "target.key.topic".into(), description });
-            }
+            check_topic("target.key.topic", &key.topic, &mut faults);
             Some(Target::Key { topic: key.topic, key: key.key.into() })
+        }
+        Some(hold_target::Target::Topic(topic)) => {
+            check_topic("target.topic", &topic, &mut faults);
+            Some(Target::Topic(topic))
         }
     };
     match target {

@@ -50,6 +50,7 @@ reasons! {
     EVENT_ID_OUT_OF_RANGE: InvalidArgument, Mend;
     EVENT_NOT_FOUND: NotFound, Stop;
     EVENT_SETTLED: FailedPrecondition, Stop;
+    EVENT_NOT_DUE: FailedPrecondition, Anew;
     EVENT_NOT_PUBLISHED: FailedPrecondition, Anew;
     NOT_HELD: NotFound, Stop;
     HOLD_DRAINING: Aborted, Same;

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, error::Error as StdError, time::Duration};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use outbox_proto::v1::ERROR_DOMAIN;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -92,6 +93,16 @@ pub(super) fn event_settled(id: &str) -> Status {
     reply(reason::EVENT_SETTLED, message).with("event_id", &id).status()
 }
 
+/// An event that is delayed, so that nothing can be told to wait behind it.
+pub(super) fn event_not_due(id: &str, due_at: DateTime<Utc>) -> Status {
+    let due_at = due_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+    let message = format!(
+        "event {id} is delayed until {due_at} and has no place in the order of its key before: park its key, discard the \
+         event, or park it then"
+    );
+    reply(reason::EVENT_NOT_DUE, message).with("event_id", &id).with("due_at", &due_at).status()
+}
+
 pub(super) fn event_not_published(id: &str) -> Status {
     let message = format!("event {id} is not published, or no longer to be: there is nothing to publish again");
     reply(reason::EVENT_NOT_PUBLISHED, message).with("event_id", &id).status()
@@ -123,10 +134,10 @@ pub(super) fn not_held(what: &str) -> Status {
     reply(reason::NOT_HELD, format!("{what} is not held in this namespace")).with("target", &what).status()
 }
 
-/// An event that cannot be given up just now.
-pub(super) fn hold_draining(id: &str) -> Status {
-    let message = format!("event {id} is being published, or was held a moment ago; try again shortly");
-    let mut reply = reply(reason::HOLD_DRAINING, message).with("event_id", &id);
+/// What cannot be given up just now: in words, and as metadata.
+pub(super) fn hold_draining(what: &str, (metadata, name): (&str, &str)) -> Status {
+    let message = format!("{what} is being published, or was held a moment ago; try again shortly");
+    let mut reply = reply(reason::HOLD_DRAINING, message).with(metadata, &name);
     reply.details.set_retry_info(Some(Duration::from_millis(500)));
     reply.status()
 }

@@ -5,6 +5,7 @@
 mod config;
 mod demo;
 mod dev;
+mod migrate;
 mod relay;
 mod replay;
 mod retain;
@@ -16,7 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{app, config::Layers, dev::Interrupts, store, telemetry};
+use crate::{app, config::Layers, dev::Interrupts, telemetry};
 
 /// A transactional outbox run as a service: state and events in one database transaction, and a relay to Kafka.
 #[derive(Debug, Parser)]
@@ -91,8 +92,8 @@ enum Command {
     Dev(dev::Arguments),
     /// Tells the story of one event by itself, with a crash in it, and checks every claim
     Demo(demo::Arguments),
-    /// Applies pending migrations and makes the partitions of the days to come
-    Migrate,
+    /// Applies pending migrations, and sees to what the relay's source needs of the database
+    Migrate(migrate::Arguments),
     /// Looks at the relays of all processes, changes their source, or answers what they ask
     #[command(subcommand)]
     Relay(relay::Command),
@@ -136,13 +137,10 @@ async fn run(cli: Cli) -> Result<(), Box<dyn Error + Send + Sync>> {
         }
         Command::Dev(arguments) => arguments.run(&cli.settings, interrupts()?).await,
         Command::Demo(arguments) => arguments.run(&cli.settings, interrupts()?).await,
-        Command::Migrate => {
+        Command::Migrate(arguments) => {
             let config = layers.load()?;
             let _telemetry = telemetry::init(&config.telemetry)?;
-            let mut connection = store::session::Connector::new(&config.database)?.connect().await?;
-            store::migrate::run(&mut connection).await?;
-            println!("the database is up to date");
-            Ok(())
+            arguments.run(&config).await
         }
         Command::Relay(command) => command.run(&layers.load()?).await,
         Command::Replay(arguments) => arguments.run(&layers.load()?).await,

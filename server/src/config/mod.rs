@@ -325,11 +325,11 @@ impl Default for Retention {
     }
 }
 
-/// Metrics, in Prometheus's text format.
+/// What operators look at over HTTP: metrics in Prometheus's text format, and readiness.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
-    /// Address to serve them on, at `/metrics`. Empty: they are not served.
+    /// Address to serve them on, at `/metrics`, `/ready` and `/ready/relay`. Empty: they are not served.
     pub listen: String,
 }
 

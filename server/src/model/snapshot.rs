@@ -1,7 +1,7 @@
 //! A Postgres snapshot: which transactions it sees.
 //!
-//! Its text form is Postgres's own, `xmin:xmax:xip,xip,…`, and goes back unchanged. Subtransactions do not appear in
-//! it; the outbox stores the top-level transaction with each event.
+//! Its text form is Postgres's own, `xmin:xmax:xip,xip,…`, and goes back unchanged, unless Postgres would not take it back.
+//! Subtransactions do not appear in it; the outbox stores the top-level transaction with each event.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -31,7 +31,13 @@ impl Snapshot {
         let (xmin, xmax, running) = (part()?, part()?, part()?);
         let number = |t: &str| t.parse::<u64>().map_err(|_| wrong());
         let running: Result<Arc<[u64]>, _> = running.split(',').filter(|t| !t.is_empty()).map(number).collect();
-        Ok(Self { text: text.into(), xmin: number(xmin)?, xmax: number(xmax)?, running: running? })
+        let (xmin, xmax, running) = (number(xmin)?, number(xmax)?, running?);
+        // A slot's snapshot may end before it begins: its xmin follows what is running, its xmax the commits that were
+        // decoded. Postgres sees by it everything below xmin, and writes it, but does not read it.
+        if xmax < xmin {
+            return Ok(Self { text: format!("{xmin}:{xmin}:").into(), xmin, xmax: xmin, running: Arc::default() });
+        }
+        Ok(Self { text: text.into(), xmin, xmax, running })
     }
 
     /// Postgres's text form.
@@ -87,6 +93,16 @@ impl Eq for Snapshot {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_that_ends_before_it_begins_is_read_as_postgres_sees_by_it() {
+        let exported = Snapshot::parse("3105:3059:").expect("a slot has exported it");
+        assert_eq!(exported.as_str(), "3105:3105:");
+        assert!(exported.sees(3_104) && !exported.sees(3_105));
+        let behind = Snapshot::parse("3070:3070:").expect("it is one");
+        assert!(!behind.covers(&exported), "3070 to 3104 are missing");
+        assert!(exported.covers(&behind));
+    }
 
     #[test]
     fn a_snapshot_sees_what_had_ended() {

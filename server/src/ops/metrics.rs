@@ -3,16 +3,15 @@
 //! Nothing is kept between two requests, so that nothing grows; readings of the database are shared with
 //! `RelayService`. When the database does not answer, what this process knows by itself is served all the same.
 
-use std::{error::Error, sync::atomic::AtomicU64, time::Duration};
+use std::{sync::atomic::AtomicU64, time::Duration};
 
-use axum::{Router, http::header, response::IntoResponse, routing::get};
+use axum::{http::header, response::IntoResponse};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge as PrometheusGauge},
     registry::Registry,
 };
-use tokio::{net::TcpListener, sync::watch};
-use tonic::{service::Routes, transport::Server, transport::server::TcpIncoming};
+use tokio::sync::watch;
 
 use super::names;
 use crate::{
@@ -24,37 +23,32 @@ use crate::{
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves `/metrics` until `shutdown` resolves.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
+/// Where the numbers come from.
+#[derive(Clone)]
+pub struct Metrics {
     gauge: Gauge,
     relay: Option<watch::Receiver<relay::Status>>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let page = move || {
-        let (gauge, relay) = (gauge.clone(), relay.as_ref().map(|relay| relay.borrow().clone()));
-        async move {
-            let numbers = match tokio::time::timeout(READ_TIMEOUT, gauge.read()).await {
-                Ok(Ok(numbers)) => Some(numbers),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "metrics are served without the database's numbers");
-                    None
-                }
-                Err(_) => None,
-            };
-            ([(header::CONTENT_TYPE, CONTENT_TYPE)], text(numbers.as_ref(), relay.as_ref())).into_response()
-        }
-    };
-    let router = Router::new().route("/metrics", get(page));
-    Server::builder()
-        .accept_http1(true)
-        .add_routes(Routes::from(router))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener), shutdown)
-        .await?;
-    Ok(())
+}
+
+impl Metrics {
+    /// Of the database, and of this process's relay if it has one.
+    pub fn new(gauge: Gauge, relay: Option<watch::Receiver<relay::Status>>) -> Self {
+        Self { gauge, relay }
+    }
+
+    /// The page, as it is now.
+    pub(super) async fn page(self) -> impl IntoResponse {
+        let numbers = match tokio::time::timeout(READ_TIMEOUT, self.gauge.read()).await {
+            Ok(Ok(numbers)) => Some(numbers),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "metrics are served without the database's numbers");
+                None
+            }
+            Err(_) => None,
+        };
+        let relay = self.relay.map(|relay| relay.borrow().clone());
+        ([(header::CONTENT_TYPE, CONTENT_TYPE)], text(numbers.as_ref(), relay.as_ref()))
+    }
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -138,6 +132,13 @@ fn of_process(registry: &mut Registry, relay: &relay::Status) {
     put(registry, names::CONNECTED, "Whether its relay has a session with the database", f64::from(relay.connected));
     let reachable = f64::from(relay.kafka_reachable != Some(false));
     put(registry, names::KAFKA_REACHABLE, "Whether a broker was last heard of", reachable);
+    let troubles = relay.troubles();
+    let by_reason = Family::<Labels, Value>::default();
+    for reason in relay::Reason::ALL {
+        let is_there = troubles.iter().any(|trouble| trouble.reason == reason);
+        by_reason.get_or_create(&vec![("reason", reason.name().to_owned())]).set(f64::from(is_there));
+    }
+    registry.register(names::TROUBLE, "What troubles this process's relay", by_reason);
 }
 
 fn put(registry: &mut Registry, name: &str, help: &str, value: f64) {

@@ -44,3 +44,5 @@ pub const IN_FLIGHT_EVENTS: &str = "outboxd_relay_in_flight_events";
 pub const CONNECTED: &str = "outboxd_relay_connected";
 /// 1 unless this process last heard that no broker answers.
 pub const KAFKA_REACHABLE: &str = "outboxd_relay_kafka_reachable";
+/// By `reason`, as readiness tells them: 1 while it troubles this process's relay.
+pub const TROUBLE: &str = "outboxd_relay_trouble";

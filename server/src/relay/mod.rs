@@ -27,7 +27,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{error::Error, inflow::Inflow, status::Status, wake::Wake};
+pub use self::{
+    error::Error,
+    inflow::Inflow,
+    status::{Reason, Status, Trouble},
+    wake::Wake,
+};
 use self::{
     error::Remedy,
     kafka::Kafka,
@@ -173,9 +178,11 @@ impl<P: Publisher> Relay<P> {
         let kafka_reachable = self.publisher.reachable();
         self.status.send_modify(|status| {
             let last_error = Some(error.to_string());
+            let stopped = error.remedy() == Remedy::Stop;
             let (last_settled, source) = (status.last_settled, status.source);
             let source_note = status.source_note.take();
-            *status = Status { last_error, kafka_reachable, last_settled, source, source_note, ..Status::default() };
+            *status =
+                Status { last_error, stopped, kafka_reachable, last_settled, source, source_note, ..Status::default() };
         });
     }
 }

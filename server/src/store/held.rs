@@ -3,10 +3,13 @@
 //! Nothing here publishes: a lane's owner notices what has changed and drains what is due (`store::relay::held`). Each
 //! change locks what the owner's statements lock, so that the two never cross.
 
+mod topic;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use self::topic::AT_ONCE_MAX;
 use super::{
     Error,
     event::{Reader, read},
@@ -82,6 +85,17 @@ pub enum Target {
         /// The key.
         key: Vec<u8>,
     },
+    /// Every hold of a topic.
+    Topic(String),
+}
+
+/// What came of a call that may leave a rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Of unparking: the events that are held, counted to 10,000. Of giving up: those that are given up.
+    pub events: i64,
+    /// Whether more are left than one call changes.
+    pub more: bool,
 }
 
 /// What came of parking.
@@ -91,6 +105,8 @@ pub enum Parked {
     Parked,
     /// The event is settled: there is nothing to park.
     Settled,
+    /// It is delayed until then, and in no order yet.
+    Scheduled(DateTime<Utc>),
     /// There is no such event.
     NotFound,
 }
@@ -160,12 +176,17 @@ impl Holds {
             lane: i16,
             position: i64,
             state: String,
+            due_at: Option<DateTime<Utc>>,
         }
         let found: Option<Found> = sqlx::query_as(
-            "select e.topic, e.key, e.lane, e.position, outbox.event_state(e) as state
+            "select e.topic, e.key, e.lane, e.position, outbox.event_state(e) as state, null::timestamptz as due_at
              from outbox.events e where e.id = $1 and e.namespace = $2
              union all
-             select h.topic, h.key, h.lane, h.position, 'held' from outbox.held h where h.id = $1 and h.namespace = $2
+             select h.topic, h.key, h.lane, h.position, 'held', null
+             from outbox.held h where h.id = $1 and h.namespace = $2
+             union all
+             select s.topic, s.key, 0::smallint, 0, 'scheduled', s.due_at
+             from outbox.scheduled s where s.id = $1 and s.namespace = $2
              limit 1",
         )
         .bind(id)
@@ -173,7 +194,10 @@ impl Holds {
         .fetch_optional(&self.pool)
         .await
         .map_err(read)?;
-        let Some(Found { topic, key, lane, position, state }) = found else { return Ok(Parked::NotFound) };
+        let Some(Found { topic, key, lane, position, state, due_at }) = found else { return Ok(Parked::NotFound) };
+        if let Some(due_at) = due_at {
+            return Ok(Parked::Scheduled(due_at));
+        }
         if !matches!(state.as_str(), "pending" | "held") {
             return Ok(Parked::Settled);
         }
@@ -209,14 +233,15 @@ impl Holds {
             .map_err(read)
     }
 
-    /// Has a hold drained. Returns how many events it holds, counted to 10,000; `None` when there is no such hold.
+    /// Has a hold drained, or those of a topic. `None` when there is no such hold.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn unpark(&self, namespace: &str, target: &Target) -> Result<Option<i64>, Error> {
+    pub async fn unpark(&self, namespace: &str, target: &Target) -> Result<Option<Changed>, Error> {
         let (id, topic, key) = match target {
             Target::Event(id) => (Some(*id), None, None),
             Target::Key { topic, key } => (None, Some(topic), Some(key)),
+            Target::Topic(topic) => return self.unpark_topic(namespace, topic, AT_ONCE_MAX).await,
         };
         let hold: Option<i64> = sqlx::query_scalar(
             "update outbox.holds set parked = false, retry_at = clock_timestamp()
@@ -243,7 +268,7 @@ impl Holds {
                 .bind(hold)
                 .bind(COUNT_MAX)
                 .fetch_one(&self.pool);
-        count.await.map(Some).map_err(read)
+        Ok(Some(Changed { events: count.await.map_err(read)?, more: false }))
     }
 
     /// Gives an event up for good that is held, or not due yet.

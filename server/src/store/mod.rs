@@ -16,6 +16,7 @@ pub mod replay;
 pub mod retention;
 pub mod sequence;
 pub mod session;
+pub mod setup;
 pub mod state;
 
 pub use error::{ConstraintKind, DocumentFault, Error, Failure, RowCount};

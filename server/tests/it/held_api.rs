@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// A server that relays to a fresh topic.
-async fn relaying(prefix: &str) -> (Server, String) {
+pub(crate) async fn relaying(prefix: &str) -> (Server, String) {
     let server = Server::start_with(|config| {
         config.relay.enabled = true;
         config.relay.lease_ttl_ms = 1_500;
@@ -27,7 +27,7 @@ async fn relaying(prefix: &str) -> (Server, String) {
     (server.await, kafka::fresh_topic(prefix, 3).await)
 }
 
-async fn emit(server: &Server, topic: &str, key: &str) -> String {
+pub(crate) async fn emit(server: &Server, topic: &str, key: &str) -> String {
     let answer = server.outbox().commit(commit(vec![], vec![event(topic, key)])).await.expect("it is committed");
     answer.into_inner().event_ids.remove(0)
 }
@@ -39,7 +39,7 @@ async fn wait(server: &Server, ids: &[&String], timeout_ms: i32) -> WaitPublishe
     server.events().wait_published(request).await.expect("it is answered").into_inner()
 }
 
-async fn until(server: &Server, id: &String, state: EventState) {
+pub(crate) async fn until(server: &Server, id: &String, state: EventState) {
     let found = async || (wait(server, &[id], 100).await.events[0].state() == state).then_some(());
     eventually(&format!("event {id} is {state:?}"), PATIENCE, found).await;
 }
@@ -49,11 +49,11 @@ async fn held(server: &Server) -> Vec<HeldEvent> {
     listed.into_inner().events
 }
 
-fn of_event(id: &str) -> Option<HoldTarget> {
+pub(crate) fn of_event(id: &str) -> Option<HoldTarget> {
     Some(HoldTarget { target: Some(Target::EventId(id.to_owned())), ..HoldTarget::default() })
 }
 
-fn of_key(topic: &str, key: &str) -> Option<HoldTarget> {
+pub(crate) fn of_key(topic: &str, key: &str) -> Option<HoldTarget> {
     let key = TopicKey { topic: topic.to_owned(), key: key.as_bytes().to_vec().into() };
     Some(HoldTarget { target: Some(Target::Key(key)), ..HoldTarget::default() })
 }
@@ -180,7 +180,7 @@ async fn a_parked_key_is_held_and_unparked_in_order() {
 }
 
 /// Whether an event is held, once it is held or published.
-async fn until_known(server: &Server, id: &String) -> bool {
+pub(crate) async fn until_known(server: &Server, id: &String) -> bool {
     let known = async || {
         let state = wait(server, &[id], 500).await.events[0].state();
         (state != EventState::Pending).then_some(state)
@@ -262,7 +262,7 @@ async fn an_event_that_waits_can_be_parked_and_one_that_is_published_cannot() {
 }
 
 /// Pauses, and waits until the relay has taken notice.
-async fn pause(server: &Server, reason: &str) {
+pub(crate) async fn pause(server: &Server, reason: &str) {
     server.relays().pause(PauseRequest { reason: reason.into() }).await.expect("it is answered");
     // It looks more often than it renews its lease, and does one thing at a time: between two renewals it has looked.
     let lease =

@@ -1,29 +1,20 @@
 //! Numbers for operators: `GetRelay`, the Prometheus endpoint and `outboxd relay status`.
 
-use std::process::Command;
-
 use outbox_harness::{eventually, kafka};
 use outbox_proto::v1::{GetRelayRequest, Source};
 use outbox_server::{config, model, ops::names, store::relay::stream};
 use sqlx::Executor as _;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
 
 use crate::support::{
+    cli::outboxd,
     outbox::{Outbox, PATIENCE},
+    page,
     request::{commit, event},
     server::Server,
 };
 
 async fn get(address: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
+    page::get(address, "/metrics").await
 }
 
 fn value(page: &str, name: &str) -> Option<f64> {
@@ -41,10 +32,7 @@ const CLAIMS: &str = "
 
 /// A server that relays, and the address of its metrics.
 async fn relaying() -> (Server, String) {
-    let address = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-        listener.local_addr().expect("it has an address").to_string()
-    };
+    let address = page::free_address().await;
     let server = Server::start_with(|config| {
         config.relay.enabled = true;
         config.relay.lease_ttl_ms = 1_500;
@@ -122,11 +110,11 @@ async fn the_source_in_force_its_slot_and_the_log_kept_for_it_are_told_everywher
     let budget = config::Relay::default().retained_log_bytes_max;
     assert_eq!(source.retained_log_bytes_max, budget.try_into().ok());
 
-    let json = &status(&server.url)["source"];
+    let json = &status(&server.url).await["source"];
     assert_eq!((&json["in_force"], &json["desired"]), (&"wal".into(), &"wal".into()));
     assert_eq!(json["slot"], source.slot);
     assert!(json["retained_log_bytes"].as_i64().is_some_and(|bytes| bytes > 0), "{json}");
-    let text = run_status(&server.url, &[]);
+    let text = run_status(&server.url, &[]).await;
     let directed = format!("source     wal; directed by {}, epoch ", source.owner);
     assert!(text.contains(&directed) && text.contains(&format!("slot       {}, ", source.slot)), "{text}");
 
@@ -143,32 +131,28 @@ async fn the_source_in_force_its_slot_and_the_log_kept_for_it_are_told_everywher
 async fn the_backlog_is_exact_to_ten_thousand_and_an_estimate_beyond() {
     let outbox = Outbox::fresh("backlog", 1).await;
     outbox.emit(10_000, 100).await;
-    let numbers = status(&outbox.url);
+    let numbers = status(&outbox.url).await;
     assert_eq!((&numbers["unsettled"]["events"], &numbers["unsettled"]["is_exact"]), (&10_000.into(), &true.into()));
     let lag = numbers["unsettled"]["lag_ms"].as_i64().expect("there is a backlog");
     assert!((0..120_000).contains(&lag), "{lag}");
     assert_eq!(numbers["lanes"].as_array().map(Vec::len), Some(64));
 
     outbox.emit(5_000, 100).await;
-    let numbers = status(&outbox.url);
+    let numbers = status(&outbox.url).await;
     assert_eq!(numbers["unsettled"]["is_exact"], false);
     let estimate = numbers["unsettled"]["events"].as_i64().expect("a number");
     assert!((14_000..16_000).contains(&estimate), "{estimate}");
 }
 
 /// What `outboxd relay status --output json` prints.
-fn status(url: &str) -> serde_json::Value {
-    serde_json::from_str(&run_status(url, &["--output", "json"])).expect("it prints JSON")
+async fn status(url: &str) -> serde_json::Value {
+    serde_json::from_str(&run_status(url, &["--output", "json"]).await).expect("it prints JSON")
 }
 
-fn run_status(url: &str, more: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_outboxd"))
-        .args(["relay", "status", "--database-url", url])
-        .args(more)
-        .output()
-        .expect("it can be run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("it prints text")
+async fn run_status(url: &str, more: &[&str]) -> String {
+    let said = outboxd(url, &[&["relay", "status"], more].concat()).await;
+    said.assert_done(&[]);
+    said.out
 }
 
 /// A transaction that commits late lies below every bound on positions.
@@ -190,9 +174,9 @@ async fn an_event_that_commits_late_counts_as_unsettled() {
     relay.stop().await;
     transaction.commit().await.expect("it commits");
 
-    assert_eq!(status(&outbox.url)["unsettled"]["events"], 1);
+    assert_eq!(status(&outbox.url).await["unsettled"]["events"], 1);
     let relay = outbox.relay();
     outbox.all_settled().await;
-    assert_eq!(status(&outbox.url)["unsettled"]["events"], 0);
+    assert_eq!(status(&outbox.url).await["unsettled"]["events"], 0);
     relay.stop().await;
 }

@@ -19,7 +19,7 @@ async fn health(server: &Server, service: &str) -> ServingStatus {
     answer.into_inner().status()
 }
 
-async fn until_health(server: &Server, service: &str, expected: ServingStatus) {
+pub(crate) async fn until_health(server: &Server, service: &str, expected: ServingStatus) {
     let what = format!("the health of {service:?} to become {expected:?}");
     eventually(&what, Duration::from_secs(15), async || (health(server, service).await == expected).then_some(()))
         .await;

@@ -1,6 +1,6 @@
 //! Replays: published events again, under their first ids, at a rate, once per request.
 
-use std::{collections::HashMap, process::Command};
+use std::collections::HashMap;
 
 use chrono::{TimeDelta, Utc};
 use outbox_harness::{eventually, kafka};
@@ -20,6 +20,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::support::{
+    cli::outboxd,
     outbox::{Outbox, PATIENCE},
     request::{commit, event},
     server::{Server, fault, fields},
@@ -283,34 +284,22 @@ async fn the_command_line_asks_for_a_replay_tells_how_far_it_is_and_ends_it() {
     outbox.emit(12, 3).await;
     let relay = outbox.relay();
     outbox.all_settled().await;
-    let (url, topic) = (outbox.url.clone(), outbox.topic.clone());
-    let outboxd = move |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_outboxd"))
-            .args(["--database-url", &url, "replay"])
-            .args(arguments)
-            .output()
-            .expect("outboxd can be run");
-        (
-            output.status.success(),
-            String::from_utf8(output.stdout).expect("text") + &String::from_utf8_lossy(&output.stderr),
-        )
-    };
+    let topic = outbox.topic.clone();
+    let run = async |arguments: &[&str]| outboxd(&outbox.url, &[&["replay"], arguments].concat()).await;
     let time = |hours| (Utc::now() + TimeDelta::hours(hours)).to_rfc3339();
     let (from, before) = (time(-1), time(1));
     let range = ["--topic", &topic, "--from", &from, "--before", &before];
 
-    let dry = outboxd(&[&range[..], &["--dry-run"]].concat());
-    assert_eq!(dry, (true, "12 events would be published again\n".into()));
-    assert!(!outboxd(&range).0, "a reason and a name are required");
+    let dry = run(&[&range[..], &["--dry-run"]].concat()).await;
+    assert_eq!((dry.succeeded, dry.out.as_str()), (true, "12 events would be published again\n"), "{dry:?}");
+    run(&range).await.assert_refused(&["reason"]);
     let named =
         [&range[..], &["--request-id", "ticket", "--reason", "asked for", "--by", "anna", "--rate", "5"]].concat();
-    let (taken, text) = outboxd(&named);
-    assert!(taken && text.contains("is running: 0 of 12 events"), "{text}");
+    run(&named).await.assert_done(&["is running: 0 of 12 events"]);
     assert!(turn(&mut outbox.connect().await).await);
-    assert!(outboxd(&named).1.contains("is running: 3 of 12 events"));
-    let cancelled = outboxd(&["cancel", "ticket"]);
-    assert_eq!(cancelled, (true, "replay ticket is cancelled: 3 of 12 events\n".into()));
-    let (found, text) = outboxd(&["--id", &Uuid::now_v7().to_string(), "--dry-run"]);
-    assert!(!found && text.contains("is stored in this namespace"), "{text}");
+    run(&named).await.assert_done(&["is running: 3 of 12 events"]);
+    let cancelled = run(&["cancel", "ticket"]).await;
+    assert_eq!(cancelled.out, "replay ticket is cancelled: 3 of 12 events\n", "{cancelled:?}");
+    run(&["--id", &Uuid::now_v7().to_string(), "--dry-run"]).await.assert_refused(&["is stored in this namespace"]);
     relay.stop().await;
 }

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use futures_util::future::join_all;
 use outbox_harness::{eventually, kafka};
 use outbox_proto::v1::{
     DiscardRequest, Disposition, Event, EventState, EventStep, GetEventRequest, GetEventResponse, GetRelayRequest,
-    ListEventsRequest, NewEvent, Run,
+    HoldTarget, ListEventsRequest, NewEvent, ParkRequest, Run, hold_target,
 };
 use outbox_server::{
     config::Config,
@@ -210,7 +210,12 @@ async fn an_event_that_is_discarded_before_it_is_due_is_never_published() {
     let server = Server::start().await;
     let answer = server.outbox().commit(commit(vec![], vec![delayed("t", "k", in_an_hour())])).await;
     let event_id = answer.expect("it is committed").into_inner().event_ids.remove(0);
-    let discard = DiscardRequest { namespace: "other".into(), event_id: event_id.clone(), reason: "withdrawn".into() };
+    let discard = DiscardRequest {
+        namespace: "other".into(),
+        event_id: event_id.clone(),
+        reason: "withdrawn".into(),
+        ..DiscardRequest::default()
+    };
     let refused = server.events().discard(discard.clone()).await.expect_err("it is of another tenant");
     assert_eq!(fault(&refused).1, "NOT_HELD");
 
@@ -226,6 +231,36 @@ async fn an_event_that_is_discarded_before_it_is_due_is_never_published() {
     let mut connection = server.pool.acquire().await.expect("a connection");
     make_due(&mut connection).await;
     assert_eq!(promote(&mut connection).await, 0);
+}
+
+/// What follows it of its key cannot be told yet: parking it would hold it alone.
+#[tokio::test]
+async fn an_event_that_is_not_due_yet_is_not_parked_and_it_is_told_until_when() {
+    let server = Server::start().await;
+    let due_at = in_an_hour();
+    let answer = server.outbox().commit(commit(vec![], vec![delayed("t", "k", due_at)])).await;
+    let event_id = answer.expect("it is committed").into_inner().event_ids.remove(0);
+    let target =
+        Some(HoldTarget { target: Some(hold_target::Target::EventId(event_id.clone())), ..HoldTarget::default() });
+    let park = ParkRequest { target, reason: "for the test".into() };
+
+    let refused = server.events().park(park.clone()).await.expect_err("it is not due");
+    let (code, reason, metadata) = fault(&refused);
+    assert_eq!((code, reason.as_str()), (Code::FailedPrecondition, "EVENT_NOT_DUE"));
+    assert_eq!(metadata["event_id"], event_id);
+    assert_eq!(metadata["due_at"], due_at.to_rfc3339_opts(SecondsFormat::Millis, true));
+    assert!(refused.message().contains("park its key, discard the event"), "{refused:?}");
+    let namespace = "other".to_owned();
+    let other =
+        ParkRequest { target: park.target.clone().map(|target| HoldTarget { namespace, ..target }), ..park.clone() };
+    let refused = server.events().park(other).await.expect_err("it is of another tenant");
+    assert_eq!(fault(&refused).1, "EVENT_NOT_FOUND");
+    assert_eq!(server.number("select count(*) from outbox.holds").await, 0);
+
+    let mut connection = server.pool.acquire().await.expect("a connection");
+    make_due(&mut connection).await;
+    assert_eq!(promote(&mut connection).await, 1);
+    server.events().park(park).await.expect("it is due, and parked");
 }
 
 #[tokio::test(flavor = "multi_thread")]

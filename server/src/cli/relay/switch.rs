@@ -24,7 +24,7 @@ Examples:
   outboxd relay switch poll --wait-s 60
   outboxd relay switch wal --wait-s 0     only asks; the relay changes as soon as it can")]
 pub(in crate::cli) struct Switch {
-    /// poll: look into the table; wal: stream the write-ahead log
+    /// Where events are to be read from
     source: Name,
     /// Seconds to wait until it is in force
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
@@ -32,17 +32,25 @@ pub(in crate::cli) struct Switch {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Name {
+pub(in crate::cli) enum Name {
+    /// Looks into the table; needs only a plain role
     Poll,
+    /// Streams the write-ahead log
     Wal,
+}
+
+impl From<Name> for Source {
+    fn from(name: Name) -> Self {
+        match name {
+            Name::Poll => Self::Poll,
+            Name::Wal => Self::Wal,
+        }
+    }
 }
 
 impl Switch {
     pub(super) async fn run(&self, connection: &mut Connection) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let wanted = match self.source {
-            Name::Poll => Source::Poll,
-            Name::Wal => Source::Wal,
-        };
+        let wanted = Source::from(self.source);
         stream::desire(connection, wanted).await?;
         let (began, mut said) = (Instant::now(), None::<Instant>);
         loop {

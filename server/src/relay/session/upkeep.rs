@@ -142,12 +142,14 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             tracing::warn!(in_flight = self.window.events(), stalled_s, "kafka acknowledges nothing; the relay waits");
         }
         let (owned, in_flight) = (self.lanes.len(), self.window.events());
+        let kafka_stalled = self.window.enqueued > 0 && now > self.last_movement + STALLED_AFTER;
         let kafka_reachable = self.publisher.reachable();
         self.status.send_if_modified(|status| {
             let changed = !status.connected
                 || status.lanes_owned != owned
                 || status.in_flight != in_flight
                 || status.kafka_reachable != kafka_reachable
+                || status.kafka_stalled != kafka_stalled
                 || status.held != self.held.count
                 || status.paused != self.held.paused;
             if changed {
@@ -158,6 +160,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                     paused: self.held.paused.clone(),
                     in_flight,
                     kafka_reachable,
+                    kafka_stalled,
                     last_error: None,
                     source_note: status.source_note.take(),
                     ..*status

@@ -36,6 +36,14 @@ pub async fn read(connection: &mut PgConnection) -> sqlx::Result<Identity> {
     .await
 }
 
+/// Whether this database holds an outbox at all.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn is_there(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select to_regclass('outbox.identity') is not null").fetch_one(connection).await
+}
+
 /// Accepts the history that the server goes on from now.
 ///
 /// # Errors

@@ -15,30 +15,65 @@ use crate::model::{
 /// The publication that slots are read through.
 pub const PUBLICATION: &str = "outboxd";
 
-/// Makes the publication if it is not there: inserts only, and under the name of the partitioned table.
+/// What Postgres says of an object that is there already, and of one that is being made elsewhere.
+const DUPLICATE: [&str; 2] = ["42710", "23505"];
+
+/// How the publication was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// As it has to be.
+    Found,
+    /// It was not there.
+    Made,
+    /// Somebody had changed what the relay rests on.
+    PutRight,
+}
+
+/// Makes the publication if it is not there, and puts it right if it is not as it has to be: inserts into the events,
+/// and under the name of the partitioned table. Where it is right, a plain role suffices.
 ///
 /// # Errors
-/// When the statement fails: the role must own the table and be allowed to create in the database.
-pub async fn publish(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let there: bool = sqlx::query_scalar("select exists (select from pg_publication where pubname = $1)")
-        .bind(PUBLICATION)
-        .fetch_one(&mut *connection)
-        .await?;
-    if there {
-        // Somebody may have changed it: this puts right what the relay rests on.
-        connection
-            .execute("alter publication outboxd set (publish = 'insert', publish_via_partition_root = true)")
-            .await?;
-        connection.execute("alter publication outboxd set table outbox.events").await?;
-    } else {
-        connection
-            .execute(
-                "create publication outboxd for table outbox.events
-                 with (publish = 'insert', publish_via_partition_root = true)",
-            )
-            .await?;
+/// When a statement fails: the role must own the table, and be allowed to create in the database.
+pub async fn publish(connection: &mut PgConnection) -> sqlx::Result<Publication> {
+    let is_right: Option<bool> = sqlx::query_scalar(
+        "select p.pubinsert and not (p.pubupdate or p.pubdelete or p.pubtruncate) and p.pubviaroot
+                and not p.puballtables
+                and not exists (select from pg_publication_namespace n where n.pnpubid = p.oid)
+                and (select count(*) = 1 and bool_and(r.prrelid = 'outbox.events'::regclass and r.prqual is null
+                                                      and r.prattrs is null)
+                     from pg_publication_rel r where r.prpubid = p.oid)
+         from pg_publication p where p.pubname = $1",
+    )
+    .bind(PUBLICATION)
+    .fetch_optional(&mut *connection)
+    .await?;
+    match is_right {
+        Some(true) => Ok(Publication::Found),
+        Some(false) => {
+            connection
+                .execute("alter publication outboxd set (publish = 'insert', publish_via_partition_root = true)")
+                .await?;
+            connection.execute("alter publication outboxd set table outbox.events").await?;
+            Ok(Publication::PutRight)
+        }
+        None => {
+            let made = connection
+                .execute(
+                    "create publication outboxd for table outbox.events
+                     with (publish = 'insert', publish_via_partition_root = true)",
+                )
+                .await;
+            match made {
+                // Another process was quicker.
+                Err(sqlx::Error::Database(error))
+                    if error.code().is_some_and(|code| DUPLICATE.contains(&code.as_ref())) =>
+                {
+                    Ok(Publication::Found)
+                }
+                made => made.map(|_| Publication::Made),
+            }
+        }
     }
-    Ok(())
 }
 
 /// The name of this database's slot of a number.
@@ -89,10 +124,10 @@ async fn exported(connection: &mut PgConnection, id: &str) -> sqlx::Result<Snaps
 /// What the cluster says of a slot.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Whether the log that it needs has been removed, or it was invalidated otherwise.
-    pub lost: bool,
+    /// Why nobody can stream from it.
+    unusable: Option<String>,
     /// Everything below was confirmed and will not come again.
-    pub confirmed: Lsn,
+    confirmed: Lsn,
     /// Bytes of log that are kept for it.
     pub retained_bytes: i64,
 }
@@ -102,19 +137,50 @@ pub struct State {
 /// # Errors
 /// When the statement fails or its answer cannot be read.
 pub async fn state(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<State>> {
-    let row: Option<(bool, String, i64)> = sqlx::query_as(
-        "select coalesce(wal_status = 'lost', true) or restart_lsn is null, confirmed_flush_lsn::text,
-                coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
-         from pg_replication_slots
-         where slot_name = $1 and database = current_database() and plugin = 'pgoutput'",
+    let row: Option<(Option<String>, Option<String>, i64)> = sqlx::query_as(
+        "select case
+                    when plugin is null then 'it is a physical slot: somebody else has made it'
+                    when plugin <> 'pgoutput' then 'its plugin is ' || plugin || ', not pgoutput: somebody else has made it'
+                    when database <> current_database()
+                    then 'it belongs to the database ' || database || ': somebody else has made it'
+                    when coalesce(wal_status = 'lost', true) or restart_lsn is null
+                    then 'the log that it needs has been removed, or it was invalidated'
+                         -- Told from Postgres 17 on.
+                         || coalesce(' (' || (to_jsonb(s) ->> 'invalidation_reason') || ')', '')
+                end,
+                confirmed_flush_lsn::text, coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint
+         from pg_replication_slots s
+         where slot_name = $1",
     )
     .bind(name)
     .fetch_optional(connection)
     .await?;
-    row.map(|(lost, confirmed, retained_bytes)| {
-        Ok(State { lost, confirmed: confirmed.parse().map_err(super::decode_error)?, retained_bytes })
+    row.map(|(unusable, confirmed, retained_bytes)| {
+        let confirmed = confirmed.map_or(Ok(Lsn::default()), |lsn| lsn.parse()).map_err(super::decode_error)?;
+        Ok(State { unusable, confirmed, retained_bytes })
     })
     .transpose()
+}
+
+/// Looks whether a slot gives everything from a place on; the reason when it does not.
+///
+/// # Errors
+/// As [`state`].
+pub async fn usable(connection: &mut PgConnection, name: &str, settled: Lsn) -> sqlx::Result<Result<State, String>> {
+    Ok(match state(connection, name).await? {
+        None => Err("it is not there any more".into()),
+        Some(State { unusable: Some(fault), .. }) => Err(fault),
+        // It was made anew, or somebody else has read from it: what was confirmed does not come again.
+        Some(State { confirmed, .. }) if confirmed > settled => {
+            Err(format!("it goes on from {confirmed}, beyond what is settled ({settled})"))
+        }
+        Some(state) => Ok(state),
+    })
+}
+
+/// What is noted of a slot that cannot be streamed from any more.
+pub fn lost_note(name: &str, fault: &str) -> String {
+    format!("the slot {name} is lost: {fault}; polling goes on from the last checkpoint, and another is made")
 }
 
 /// Ends whoever streams from a slot. Called by the owner of the stream only: whoever else it is has lost it.
@@ -129,6 +195,31 @@ pub async fn free(connection: &mut PgConnection, name: &str) -> sqlx::Result<boo
     .fetch_optional(connection)
     .await?;
     Ok(ended.is_some())
+}
+
+/// The backends whose transactions are writing, which a slot that is being made waits for; as far as the role may see
+/// them, at most five.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn writers(connection: &mut PgConnection) -> sqlx::Result<String> {
+    sqlx::query_scalar(
+        "select coalesce(string_agg(pid::text, ', ' order by xact_start), '')
+         from (select pid, xact_start from pg_stat_activity
+               where backend_xid is not null and pid <> pg_backend_pid() order by xact_start limit 5) as writing",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// Drops a slot that was made and is not written down, if it is still there.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn forget(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let forget =
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1 and not active";
+    sqlx::query(forget).bind(name).execute(connection).await.map(drop)
 }
 
 /// Drops this database's slots that nobody streams from, save the one named, and ends those who make or use others.

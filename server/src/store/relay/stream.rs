@@ -47,8 +47,8 @@ pub struct Slot {
 /// By whom, and under which epoch, the row is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direction {
-    /// The relay.
-    pub instance: Uuid,
+    /// The relay; none while the database is set up and no relay directs.
+    pub owner: Option<Uuid>,
     /// What the row has to say.
     pub epoch: i64,
 }
@@ -101,7 +101,19 @@ pub async fn direct(connection: &mut PgConnection, instance: Uuid) -> sqlx::Resu
     .bind(instance)
     .fetch_optional(connection)
     .await?;
-    Ok(epoch.map(|epoch| Direction { instance, epoch }))
+    Ok(epoch.map(|epoch| Direction { owner: Some(instance), epoch }))
+}
+
+/// Takes the direction for nobody, if no relay has it: until one takes it, or the same is done elsewhere.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn direct_without_relay(connection: &mut PgConnection) -> sqlx::Result<Option<Direction>> {
+    let epoch: Option<i64> =
+        sqlx::query_scalar("update outbox.stream set epoch = epoch + 1 where owner is null returning epoch")
+            .fetch_optional(connection)
+            .await?;
+    Ok(epoch.map(|epoch| Direction { owner: None, epoch }))
 }
 
 /// Gives the direction back.
@@ -110,7 +122,7 @@ pub async fn direct(connection: &mut PgConnection, instance: Uuid) -> sqlx::Resu
 /// When the statement fails.
 pub async fn leave(connection: &mut PgConnection, by: Direction) -> sqlx::Result<()> {
     let statement = sqlx::query("update outbox.stream set owner = null where owner = $1 and epoch = $2");
-    statement.bind(by.instance).bind(by.epoch).execute(connection).await.map(drop)
+    statement.bind(by.owner).bind(by.epoch).execute(connection).await.map(drop)
 }
 
 /// Counts a slot that is about to be made.
@@ -119,10 +131,10 @@ pub async fn leave(connection: &mut PgConnection, by: Direction) -> sqlx::Result
 /// When the statement fails.
 pub async fn count_slot(connection: &mut PgConnection, by: Direction) -> sqlx::Result<Option<i64>> {
     let statement = sqlx::query_scalar(
-        "update outbox.stream set slots_made = slots_made + 1 where owner = $1 and epoch = $2 and slot is null
+        "update outbox.stream set slots_made = slots_made + 1 where owner is not distinct from $1 and epoch = $2 and slot is null
          returning slots_made",
     );
-    statement.bind(by.instance).bind(by.epoch).fetch_optional(connection).await
+    statement.bind(by.owner).bind(by.epoch).fetch_optional(connection).await
 }
 
 /// Notes that there is a slot to stream from once polling has settled what its snapshot sees.
@@ -133,9 +145,9 @@ pub async fn set_slot(connection: &mut PgConnection, by: Direction, slot: &Slot)
     let statement = sqlx::query(
         "update outbox.stream
          set slot = $3, slot_snapshot = $4::pg_snapshot, lsn = $5::pg_lsn, lsn_index = $6
-         where owner = $1 and epoch = $2 and source = 'poll' and desired = 'wal'",
+         where owner is not distinct from $1 and epoch = $2 and source = 'poll' and desired = 'wal'",
     )
-    .bind(by.instance)
+    .bind(by.owner)
     .bind(by.epoch)
     .bind(&slot.name)
     .bind(slot.snapshot.as_str())
@@ -153,7 +165,7 @@ pub async fn put_wal_in_force(connection: &mut PgConnection, by: Direction) -> s
         "update outbox.stream set source = 'wal', note = null, changed_at = clock_timestamp()
          where owner = $1 and epoch = $2 and source = 'poll' and desired = 'wal' and slot is not null",
     );
-    Ok(statement.bind(by.instance).bind(by.epoch).execute(connection).await?.rows_affected() == 1)
+    Ok(statement.bind(by.owner).bind(by.epoch).execute(connection).await?.rows_affected() == 1)
 }
 
 /// Puts `poll` in force and forgets the slot: polling goes on from the lanes' progress. Without a note the desired
@@ -171,9 +183,9 @@ pub async fn put_poll_in_force(
         "update outbox.stream
          set source = 'poll', desired = $3, note = $4, changed_at = clock_timestamp(),
              slot = null, slot_snapshot = null, lsn = null, lsn_index = null
-         where owner = $1 and epoch = $2",
+         where owner is not distinct from $1 and epoch = $2",
     )
-    .bind(by.instance)
+    .bind(by.owner)
     .bind(by.epoch)
     .bind(desired.name())
     .bind(note);
@@ -199,7 +211,7 @@ pub async fn settle(
     );
     let statement = deliveries
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
-        .bind(by.instance)
+        .bind(by.owner)
         .bind(by.epoch)
         .bind(to.lsn.to_string())
         .bind(to.index.cast_signed());
@@ -212,7 +224,7 @@ pub async fn settle(
 /// When the statement fails.
 pub async fn set_note(connection: &mut PgConnection, by: Direction, note: &str) -> sqlx::Result<()> {
     let statement = sqlx::query("update outbox.stream set note = $3 where owner = $1 and epoch = $2");
-    statement.bind(by.instance).bind(by.epoch).bind(note).execute(connection).await.map(drop)
+    statement.bind(by.owner).bind(by.epoch).bind(note).execute(connection).await.map(drop)
 }
 
 /// Asks for a source; whichever relay directs carries it out. Why it is not in force stays noted when it is only asked

@@ -13,11 +13,14 @@ use uuid::Uuid;
 use crate::{
     model::source::Source,
     relay::{Error, Settings, source::Steered},
-    store::relay::{
-        self as store, Connection, progress,
-        replication::Error as SlotError,
-        slot,
-        stream::{self, Direction, Slot, Stream},
+    store::{
+        relay::{
+            self as store, Connection, progress,
+            replication::Error as SlotError,
+            slot,
+            stream::{self, Direction, Slot, Stream},
+        },
+        setup::{self, Error as Unfit},
     },
 };
 
@@ -92,7 +95,7 @@ impl ToWal {
 
     /// The direction, if this relay has it or nobody does.
     async fn take(&mut self, connection: &mut Connection, stream: &Stream) -> Result<Option<Direction>, Error> {
-        let has = |by: &Direction| stream.owner == Some(by.instance) && stream.epoch == by.epoch;
+        let has = |by: &Direction| stream.owner == by.owner && stream.epoch == by.epoch;
         if self.direction.as_ref().is_none_or(|by| !has(by)) {
             let is_free = stream.owner.is_none_or(|owner| owner == self.instance);
             self.stop_making();
@@ -110,7 +113,7 @@ impl ToWal {
                     tracing::info!(slot = slot.name, waited_ms = making.since.elapsed().as_millis(), "a slot is made");
                     stream::set_slot(connection, by, &slot).await?;
                 }
-                Ok(Err(error)) => self.failed(connection, by, &error).await?,
+                Ok(Err(error)) => self.failed(connection, by, &error.into()).await?,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         } else if let Some(making) = &mut self.making {
@@ -133,30 +136,29 @@ impl ToWal {
                     self.making = Some(Making { task, since: now, said: now });
                 }
                 // Such as a role that may not: the connection is as good as before.
-                Err(error @ store::Error::Database(_)) => self.failed(connection, by, &error.into()).await?,
-                Err(error) => return Err(error.into()),
+                Err(Unfit::Database(error)) if !matches!(error, store::Error::Database(_)) => return Err(error.into()),
+                Err(error) => self.failed(connection, by, &error).await?,
             }
         }
         Ok(())
     }
 
     /// Makes ready for a slot; returns its name, or `None` while an old one is in the way.
-    async fn prepare(&self, connection: &mut Connection, by: Direction) -> Result<Option<String>, store::Error> {
-        slot::publish(connection).await?;
+    async fn prepare(&self, connection: &mut Connection, by: Direction) -> Result<Option<String>, Unfit> {
+        setup::require(connection).await?;
         let (_, used) = slot::drop_leftovers(connection, None).await?;
         if used > 0 {
             return Ok(None);
         }
         match stream::count_slot(connection, by).await? {
-            Some(number) => slot::name(connection, number).await.map(Some),
+            Some(number) => Ok(Some(slot::name(connection, number).await?)),
             None => Ok(None),
         }
     }
 
-    async fn failed(&mut self, connection: &mut Connection, by: Direction, error: &SlotError) -> Result<(), Error> {
-        let note = format!("no slot can be made for `wal`: {error}");
+    async fn failed(&mut self, connection: &mut Connection, by: Direction, error: &Unfit) -> Result<(), Error> {
         tracing::warn!(%error, "no slot can be made for the log; polling goes on, and it is tried again");
-        stream::set_note(connection, by, &note).await?;
+        stream::set_note(connection, by, &error.to_string()).await?;
         self.retry_at = Some(Instant::now() + RETRY_PAUSE);
         Ok(())
     }
@@ -168,12 +170,21 @@ impl ToWal {
         by: Direction,
         slot: &Slot,
     ) -> Result<Steered, Error> {
-        let state = slot::state(connection, &slot.name).await?.filter(|state| !state.lost);
-        let Some(state) = state else {
-            let note = format!("the slot {} was lost before it was streamed from; another one is made", slot.name);
-            tracing::warn!(slot = slot.name, "the slot was lost before it was streamed from; another one is made");
-            stream::put_poll_in_force(connection, by, Source::Wal, Some(&note)).await?;
-            return Ok(Steered::default());
+        let state = match slot::usable(connection, &slot.name, slot.settled.lsn).await? {
+            Ok(state) => state,
+            Err(fault) => {
+                let note = format!(
+                    "the slot {} was lost before it was streamed from: {fault}; another one is made",
+                    slot.name
+                );
+                tracing::warn!(
+                    slot = slot.name,
+                    fault,
+                    "the slot was lost before it was streamed from; another one is made"
+                );
+                stream::put_poll_in_force(connection, by, Source::Wal, Some(&note)).await?;
+                return Ok(Steered::default());
+            }
         };
         if state.retained_bytes.unsigned_abs() > self.retained_log_bytes_max {
             let note = over_budget(state.retained_bytes, self.retained_log_bytes_max);

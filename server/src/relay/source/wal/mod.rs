@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use self::checkpoint::Checkpoints;
 use super::{Batch, Room, Source, Steered, Unwritten, poll::over_budget};
@@ -42,6 +43,7 @@ const BESIDE_MAX: usize = 10_000;
 
 /// The source.
 pub(in crate::relay) struct Wal {
+    instance: Uuid,
     by: Direction,
     url: String,
     slot: String,
@@ -94,20 +96,11 @@ impl Wal {
         let Some(slot) = entry.stream.slot.clone().filter(|_| entry.stream.source == Name::Wal) else {
             return Err(Error::SourceChanged(entry.stream.source));
         };
-        let state = slot::state(&mut entry.control, &slot.name).await?;
-        let fault = match &state {
-            None => Some("it is not there any more".to_owned()),
-            Some(state) if state.lost => Some("the log that it needs has been removed".to_owned()),
-            // It was made anew, or somebody else has read from it: what was confirmed does not come again.
-            Some(state) if state.confirmed > slot.settled.lsn => {
-                Some(format!("it goes on from {}, beyond what is settled ({})", state.confirmed, slot.settled.lsn))
-            }
-            Some(_) => None,
-        };
-        if let Some(fault) = fault {
+        if let Err(fault) = slot::usable(&mut entry.control, &slot.name, slot.settled.lsn).await? {
             return Err(slot_lost(&mut entry.control, by, &slot.name, &fault).await?);
         }
         Ok(Self {
+            instance: settings.instance,
             by,
             url: settings.database_url.clone(),
             slot: slot.name,
@@ -186,7 +179,7 @@ impl Wal {
             Some(LaneRow { lane, epoch: lanes.epoch(lane)?, progress: progress.clone(), settled })
         };
         let rows: Vec<LaneRow> = lanes.iter().filter_map(row).collect();
-        if progress::write(connection, self.by.instance, &rows, Vec::new()).await?.len() != LANES {
+        if progress::write(connection, self.instance, &rows, Vec::new()).await?.len() != LANES {
             return Err(Error::LeaseLost);
         }
         self.events.clear();
@@ -201,8 +194,9 @@ impl Wal {
             return Ok(());
         }
         self.look_at = Instant::now() + LOOK_EVERY;
-        let Some(state) = slot::state(connection, &self.slot).await?.filter(|state| !state.lost) else {
-            return Err(slot_lost(connection, self.by, &self.slot, "it is gone, or was invalidated").await?);
+        let state = match slot::usable(connection, &self.slot, self.settled.lsn).await? {
+            Ok(state) => state,
+            Err(fault) => return Err(slot_lost(connection, self.by, &self.slot, &fault).await?),
         };
         self.retained_log_bytes = Some(state.retained_bytes);
         if state.retained_bytes.unsigned_abs() > self.retained_log_bytes_max {
@@ -216,10 +210,8 @@ impl Wal {
 
 /// Says that the slot is lost, and has polling repair it: from the last checkpoint, until another slot is made.
 async fn slot_lost(connection: &mut Connection, by: Direction, slot: &str, fault: &str) -> Result<Error, Error> {
-    let note =
-        format!("the slot {slot} is lost: {fault}; polling goes on from the last checkpoint, and another is made");
     tracing::error!(slot, fault, "the slot is lost; polling goes on from the last checkpoint, and another is made");
-    fall_back(connection, by, Name::Wal, &note).await
+    fall_back(connection, by, Name::Wal, &slot::lost_note(slot, fault)).await
 }
 
 /// Puts `poll` in force, from the last checkpoint; returns what ends the session.
@@ -359,7 +351,7 @@ impl Source for Wal {
     }
 
     async fn steer(&mut self, connection: &mut Connection, _: &Lanes, stream: &Stream) -> Result<Steered, Error> {
-        if stream.owner != Some(self.by.instance) || stream.epoch != self.by.epoch {
+        if stream.owner != self.by.owner || stream.epoch != self.by.epoch {
             return Err(Error::LeaseLost);
         }
         if stream.source != Name::Wal {
