@@ -7,16 +7,14 @@ use std::{path::PathBuf, time::Instant};
 use clap::Parser;
 use outbox_harness::{
     ambiguous::{self, Plan},
+    commits::{self, count},
     outboxd::Outboxd,
     postgres::Database,
     proxy::Proxy,
 };
-use outbox_proto::v1::{CommandCall, Operation, Value, operation, value::Kind};
-use sqlx::Executor as _;
 use uuid::Uuid;
 
-const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
-const KEYS: usize = 1_000;
+const KEYS: i64 = 1_000;
 
 /// Cuts the link to the database at the worst moments.
 #[derive(Debug, Parser)]
@@ -44,12 +42,10 @@ async fn main() {
     println!("{options:?}");
     let folder = std::env::temp_dir().join(format!("outboxd-ambiguous-{}", Uuid::now_v7()));
     std::fs::create_dir(&folder).expect("a folder can be made");
-    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    std::fs::write(folder.join("count.sql"), commits::CATALOG).expect("a file can be written");
     let database = Database::fresh().await;
     let pool = database.pool().await;
-    pool.execute("create table counters (key bigint primary key, n bigint not null)").await.expect("a table");
-    let keys = format!("insert into counters select k, 0 from generate_series(0, {KEYS} - 1) as k");
-    pool.execute(sqlx::AssertSqlSafe(keys)).await.expect("rows can be written");
+    commits::make_counters(&pool, KEYS).await;
     let proxy = Proxy::start(&database.url).await;
     let server = Outboxd::new(&options.outboxd, &proxy.url, folder.join("log"))
         .set("catalog.dir", &folder.display().to_string())
@@ -64,7 +60,7 @@ async fn main() {
         seed: options.seed,
     };
     let start = Instant::now();
-    let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n % KEYS); 1 + n % 2]).await;
+    let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n as i64 % KEYS); 1 + n % 2]).await;
     println!("{} requests in {:.1?}: {report:?}", options.requests, start.elapsed());
 
     let number = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a number") };
@@ -76,10 +72,4 @@ async fn main() {
     println!("every check held");
     drop(running);
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
-}
-
-fn count(key: usize) -> Operation {
-    let key = Value { kind: Some(Kind::Int(i64::try_from(key).expect("few keys"))) };
-    let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), key)].into() };
-    Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }
 }
