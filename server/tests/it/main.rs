@@ -16,6 +16,7 @@ mod held_api;
 mod inbox;
 mod links;
 mod metrics;
+mod numbers_cost;
 mod outage;
 mod queries;
 mod records;
