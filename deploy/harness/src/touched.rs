@@ -11,9 +11,7 @@ use super::eventually;
 /// What was touched of the partitions of `outbox.events`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct Touched {
-    /// Scans of a whole partition.
-    pub whole_scans: i64,
-    /// Rows that were read, by such scans or by an index.
+    /// Rows that were read, by scans of whole partitions or by an index.
     pub rows: i64,
     /// Blocks of tables and indexes, whether they were in memory or not.
     pub blocks: i64,
@@ -28,11 +26,7 @@ pub async fn by<F: Future>(connection: &mut PgConnection, action: F) -> (Touched
     let before = so_far(connection).await;
     let output = action.await;
     let after = so_far(connection).await;
-    let touched = Touched {
-        whole_scans: after.whole_scans - before.whole_scans,
-        rows: after.rows - before.rows,
-        blocks: after.blocks - before.blocks,
-    };
+    let touched = Touched { rows: after.rows - before.rows, blocks: after.blocks - before.blocks };
     (touched, output)
 }
 
@@ -45,8 +39,7 @@ async fn so_far(connection: &mut PgConnection) -> Touched {
     })
     .await;
     sqlx::query_as(
-        "select sum(s.seq_scan)::bigint as whole_scans,
-                sum(s.seq_tup_read + coalesce(s.idx_tup_fetch, 0))::bigint as rows,
+        "select sum(s.seq_tup_read + coalesce(s.idx_tup_fetch, 0))::bigint as rows,
                 sum(b.heap_blks_read + b.heap_blks_hit + coalesce(b.idx_blks_read + b.idx_blks_hit, 0))::bigint as blocks
          from pg_inherits i
          join pg_stat_user_tables s on s.relid = i.inhrelid join pg_statio_user_tables b on b.relid = i.inhrelid
