@@ -1,6 +1,9 @@
 //! A topic of its own for each test, and reading all of it back.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
@@ -42,6 +45,22 @@ pub async fn create_topic(name: &str, partitions: i32, settings: &[(&str, &str)]
     for result in made {
         result.expect("the topic can be created");
     }
+}
+
+/// A plain consumer of some of a topic's partitions, from their beginning on, in no group that lasts.
+pub fn reader(topic: &str, partitions: Range<i32>) -> BaseConsumer {
+    let consumer: BaseConsumer = client()
+        .set("group.id", format!("reader-{}", Uuid::now_v7()))
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a Kafka consumer can be made");
+    let mut assignment = TopicPartitionList::new();
+    for partition in partitions {
+        let from = assignment.add_partition_offset(topic, partition, Offset::Beginning);
+        from.expect("the partition can be assigned");
+    }
+    consumer.assign(&assignment).expect("the partitions can be assigned");
+    consumer
 }
 
 /// Reads each partition of a topic from its start to the end it has now, partition by partition, in offset order.

@@ -7,13 +7,18 @@
 #![allow(clippy::expect_used, reason = "a test that cannot be set up has failed, and says why")]
 
 pub mod ambiguous;
+pub mod backlog;
 pub mod claims;
 pub mod cluster;
+pub mod commits;
+pub mod figures;
 pub mod kafka;
 pub mod outboxd;
 pub mod postgres;
 pub mod proxy;
 pub mod service;
+pub mod stream;
+pub mod touched;
 pub mod zipf;
 
 use std::time::{Duration, Instant};

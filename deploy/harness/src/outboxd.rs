@@ -65,6 +65,18 @@ impl Outboxd {
         Running { child }
     }
 
+    /// Applies the migrations, without starting it.
+    ///
+    /// # Panics
+    /// When one fails.
+    pub fn migrate(&self) {
+        let (_, url) = self.settings.iter().find(|(key, _)| key == "database.url").expect("it has a database");
+        let migrated = Command::new(&self.executable).args(["migrate", "--database-url", url]).output();
+        let migrated =
+            migrated.unwrap_or_else(|error| panic!("{} cannot be started: {error}", self.executable.display()));
+        assert!(migrated.status.success(), "the migrations fail: {}", String::from_utf8_lossy(&migrated.stderr));
+    }
+
     /// A channel to it, which connects when it is used.
     pub fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.listen)).expect("the address is one");
@@ -123,8 +135,17 @@ impl Running {
 
     /// Highest resident memory so far, in KiB.
     pub fn peak_memory_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    /// Resident memory now, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the process is there");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells the peak");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux tells it of every process");
         line.trim().trim_end_matches(" kB").trim().parse().expect("a number of KiB")
     }
 }

@@ -17,6 +17,7 @@ mod held_topics;
 mod inbox;
 mod links;
 mod metrics;
+mod numbers_cost;
 mod outage;
 mod queries;
 mod readiness;

@@ -10,16 +10,15 @@ use std::{
 use clap::Parser;
 use outbox_harness::{
     ambiguous::{self, Plan},
+    commits::{self, count},
     outboxd::Outboxd,
     postgres::Database,
     proxy::Proxy,
 };
-use outbox_proto::v1::{CommandCall, Operation, Value, operation, value::Kind};
-use sqlx::{Executor as _, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
-const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
-const KEYS: usize = 1_000;
+const KEYS: i64 = 1_000;
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Of requests that are remembered.
 const REMEMBERED: &str = "select count(*) from outbox.requests";
@@ -50,12 +49,10 @@ async fn main() {
     println!("{options:?}");
     let folder = std::env::temp_dir().join(format!("outboxd-ambiguous-{}", Uuid::now_v7()));
     std::fs::create_dir(&folder).expect("a folder can be made");
-    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    std::fs::write(folder.join("count.sql"), commits::CATALOG).expect("a file can be written");
     let database = Database::fresh().await;
     let pool = database.pool().await;
-    pool.execute("create table counters (key bigint primary key, n bigint not null)").await.expect("a table");
-    let keys = format!("insert into counters select k, 0 from generate_series(0, {KEYS} - 1) as k");
-    pool.execute(sqlx::AssertSqlSafe(keys)).await.expect("rows can be written");
+    commits::make_counters(&pool, KEYS).await;
     let proxy = Proxy::start(&database.url).await;
     let server = Outboxd::new(&options.outboxd, &proxy.url, folder.join("log"))
         .set("catalog.dir", &folder.display().to_string())
@@ -71,7 +68,7 @@ async fn main() {
     };
     let start = Instant::now();
     let progress = tokio::spawn(tell_progress(pool.clone(), options.requests, start));
-    let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n % KEYS); 1 + n % 2]).await;
+    let report = ambiguous::run(plan, &proxy, server.channel(), |n| vec![count(n as i64 % KEYS); 1 + n % 2]).await;
     progress.abort();
     println!("{} requests in {:.1?}: {report:?}", options.requests, start.elapsed());
 
@@ -93,10 +90,4 @@ async fn tell_progress(pool: PgPool, requests: usize, start: Instant) {
         let applied: i64 = sqlx::query_scalar(REMEMBERED).fetch_one(&pool).await.expect("a number");
         println!("{applied} of {requests} requests are applied after {:.0?}", start.elapsed());
     }
-}
-
-fn count(key: usize) -> Operation {
-    let key = Value { kind: Some(Kind::Int(i64::try_from(key).expect("few keys"))) };
-    let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), key)].into() };
-    Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }
 }

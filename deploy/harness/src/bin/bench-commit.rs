@@ -8,25 +8,19 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use clap::Parser;
 use outbox_harness::{
-    outboxd::{Outboxd, Running},
+    commits::{self, Pace},
+    figures::median,
+    outboxd::Outboxd,
     postgres::Database,
 };
-use outbox_proto::v1::{
-    CommandCall, CommitRequest, NewEvent, Operation, Value, new_event::Payload, operation,
-    outbox_service_client::OutboxServiceClient, value::Kind,
-};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use sqlx::{Executor as _, PgPool};
-use tonic::transport::Channel;
+use rand::rngs::StdRng;
 use uuid::Uuid;
 
-const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
 const KEYS: i64 = 10_000;
 const PAYLOAD_BYTES: usize = 300;
 
@@ -56,10 +50,10 @@ async fn main() {
     println!("{options:?}");
     let folder = std::env::temp_dir().join(format!("outboxd-bench-{}", Uuid::now_v7()));
     std::fs::create_dir(&folder).expect("a folder can be made");
-    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    std::fs::write(folder.join("count.sql"), commits::CATALOG).expect("a file can be written");
     let database = Database::fresh().await;
     let pool = database.pool().await;
-    prepare(&pool).await;
+    commits::make_counters(&pool, KEYS).await;
     let server = Outboxd::new(&options.outboxd, &database.url, folder.join("log"))
         .set("catalog.dir", &folder.display().to_string())
         .set("database.commit_connections", &options.connections.to_string())
@@ -73,7 +67,12 @@ async fn main() {
     for round in 1..=options.rounds {
         fused_tps.push(pgbench(&options, &database.url, &fused));
         plain_tps.push(pgbench(&options, &database.url, &plain));
-        let (tps, cpu_us) = load(&options, &server, &running).await;
+        let span = Duration::from_secs(options.seconds);
+        let request = |random: &mut StdRng| {
+            commits::count_and_emit("bench", commits::any_key(random, KEYS), &"x".repeat(PAYLOAD_BYTES))
+        };
+        let Pace { per_second: tps, cpu_us } =
+            commits::closed_loop(&server, &running, options.clients, span, request).await;
         server_tps.push(tps);
         cpu.push(cpu_us);
         let last = |figures: &[f64]| figures.last().copied().unwrap_or_default();
@@ -83,21 +82,12 @@ async fn main() {
             last(&plain_tps)
         );
     }
-    let ratio = |of: &[f64]| median(server_tps.iter().zip(of).map(|(server, other)| server / other).collect());
+    let ratio = |of: &[f64]| median(server_tps.iter().zip(of).map(|(server, other)| server / other));
     println!("median: fused {:.0}/s, plain {:.0}/s", median(fused_tps.clone()), median(plain_tps.clone()));
     println!("median: server {:.0}/s, CPU {:.0} µs/commit", median(server_tps.clone()), median(cpu));
     println!("median of ratios: server/fused {:.2}, server/plain {:.2}", ratio(&fused_tps), ratio(&plain_tps));
     drop(running);
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
-}
-
-async fn prepare(pool: &PgPool) {
-    let keys =
-        sqlx::AssertSqlSafe(format!("insert into counters select n, 0 from generate_series(0, {KEYS} - 1) as n"));
-    pool.execute("create table counters (key bigint primary key, n bigint not null) with (fillfactor = 50)")
-        .await
-        .expect("a table can be made");
-    pool.execute(keys).await.expect("rows can be written");
 }
 
 fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -161,54 +151,4 @@ fn pgbench(options: &Options, url: &str, script: &Path) -> f64 {
     let errors = String::from_utf8_lossy(&output.stderr);
     let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")).and_then(|rest| rest.split(' ').next());
     tps.and_then(|tps| tps.parse().ok()).unwrap_or_else(|| panic!("pgbench failed: {text}{errors}"))
-}
-
-/// Commits per second, and the server's CPU time for each in microseconds.
-async fn load(options: &Options, server: &Outboxd, running: &Running) -> (f64, f64) {
-    let end = Instant::now() + Duration::from_secs(options.seconds);
-    let payload = Arc::new("x".repeat(PAYLOAD_BYTES));
-    let (start, cpu) = (Instant::now(), running.cpu());
-    // HTTP/2 handles one connection's frames in one task: spread the callers, as several services would be.
-    let channels: Vec<_> = (0..4).map(|_| server.channel()).collect();
-    let callers = (0..options.clients)
-        .map(|n| tokio::spawn(commits(channels[n % channels.len()].clone(), n as u64, end, Arc::clone(&payload))));
-    let mut commits = 0;
-    for caller in callers.collect::<Vec<_>>() {
-        commits += caller.await.expect("a caller ends well");
-    }
-    let used = running.cpu() - cpu;
-    (f64::from(commits) / start.elapsed().as_secs_f64(), used.as_secs_f64() * 1e6 / f64::from(commits))
-}
-
-async fn commits(channel: Channel, seed: u64, end: Instant, payload: Arc<String>) -> u32 {
-    let mut client = OutboxServiceClient::new(channel);
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut done = 0;
-    while Instant::now() < end {
-        client.commit(request(random.random_range(0..KEYS), &payload)).await.expect("the commit is applied");
-        done += 1;
-    }
-    done
-}
-
-fn request(key: i64, payload: &str) -> CommitRequest {
-    let parameters = [("key".to_owned(), Value { kind: Some(Kind::Int(key)) })].into();
-    let call = CommandCall { name: "count".into(), parameters };
-    CommitRequest {
-        request_id: Uuid::now_v7().to_string(),
-        operations: vec![Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }],
-        events: vec![NewEvent {
-            topic: "bench".into(),
-            key: Some(key.to_string().into_bytes().into()),
-            r#type: "counted".into(),
-            payload: Some(Payload::Text(payload.to_owned())),
-            ..NewEvent::default()
-        }],
-        ..CommitRequest::default()
-    }
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }

@@ -10,8 +10,7 @@ use std::{
 
 use outbox_harness::kafka;
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
+    Message as _,
     message::{BorrowedMessage, Headers as _},
 };
 use sqlx::{Connection as _, PgConnection};
@@ -30,7 +29,7 @@ where
         for partition in 0..PARTITIONS {
             let (read, began, reader) = (&read, &began, &reader);
             scope.spawn(move || {
-                let consumer = assigned(topic, partition);
+                let consumer = kafka::reader(topic, partition..partition + 1);
                 let mut each = reader();
                 while read.load(Relaxed) < events {
                     match consumer.poll(Duration::from_millis(10)) {
@@ -47,18 +46,6 @@ where
         }
     });
     events as f64 / began.get().expect("something was read").elapsed().as_secs_f64()
-}
-
-fn assigned(topic: &str, partition: i32) -> BaseConsumer {
-    let consumer: BaseConsumer = kafka::client()
-        .set("group.id", format!("bench-{}", Uuid::now_v7()))
-        .set("enable.auto.commit", "false")
-        .create()
-        .expect("a consumer can be made");
-    let mut assignment = TopicPartitionList::new();
-    let from = assignment.add_partition_offset(topic, partition, Offset::Beginning);
-    from.and_then(|()| consumer.assign(&assignment)).expect("the partition can be assigned");
-    consumer
 }
 
 /// Only counts.

@@ -19,7 +19,7 @@ use std::{
 
 use clap::Parser;
 use futures_util::future::join_all;
-use outbox_harness::{kafka, postgres::Database};
+use outbox_harness::{figures, kafka, postgres::Database};
 use outbox_proto::record::Attributes;
 use outbox_sdk::{
     BatchHandler, Consumer, ConsumerBuilder, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
@@ -79,11 +79,7 @@ async fn main() {
     for _ in 0..options.rounds {
         rounds.push(round(&options, &topic).await);
     }
-    let median = |of: fn(&Round) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let median = |of: fn(&Round) -> f64| figures::median(rounds.iter().map(of));
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
     println!("| librdkafka, only counting | {:.0} | | |", median(|r| r.bare));
     println!("| librdkafka, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));

@@ -5,14 +5,10 @@ use std::{
     time::Duration,
 };
 
-use outbox_harness::zipf::Zipf;
-use outbox_proto::v1::{
-    CommandCall, CommitRequest, CommitResponse, NewEvent, Operation, Value, new_event::Payload, operation,
-    outbox_service_client::OutboxServiceClient, value::Kind,
-};
+use outbox_harness::{commits, zipf::Zipf};
+use outbox_proto::v1::{CommitRequest, CommitResponse, outbox_service_client::OutboxServiceClient, value::Kind};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tonic::{Request, transport::Channel};
-use uuid::Uuid;
 
 use crate::{Place, Run};
 
@@ -31,8 +27,9 @@ pub(crate) async fn call(run: Arc<Run>, caller: usize) {
         }
         server = (server + 1) % clients.len();
         let key = zipf.draw(&mut random);
-        let events = random.random_range(1..=run.options.events_max);
-        let request = request(&run.topic, key, events);
+        let mut request = commits::count_and_emit(&run.topic, key as i64, &format!("{{\"key\": {key}}}"));
+        let event = request.events[0].clone();
+        request.events = vec![event; random.random_range(1..=run.options.events_max.get())];
         loop {
             run.waiting[server].fetch_add(1, Ordering::Relaxed);
             let answer = attempt(&mut clients[server], request.clone()).await;
@@ -74,24 +71,6 @@ async fn attempt(
     let mut request = Request::new(request);
     request.set_timeout(Duration::from_secs(10));
     Ok(client.commit(request).await?.into_inner())
-}
-
-fn request(topic: &str, key: usize, events: u32) -> CommitRequest {
-    let number = Value { kind: Some(Kind::Int(key as i64)) };
-    let call = CommandCall { name: "count".into(), parameters: [("key".to_owned(), number)].into() };
-    let event = |n| NewEvent {
-        topic: topic.to_owned(),
-        key: Some(key.to_string().into_bytes().into()),
-        r#type: "counted".into(),
-        payload: Some(Payload::Text(format!("{{\"key\": {key}, \"event\": {n}}}"))),
-        ..NewEvent::default()
-    };
-    CommitRequest {
-        request_id: Uuid::now_v7().to_string(),
-        operations: vec![Operation { kind: Some(operation::Kind::Command(call)), ..Operation::default() }],
-        events: (0..events).map(event).collect(),
-        ..CommitRequest::default()
-    }
 }
 
 fn acknowledge(run: &Run, key: usize, answer: &CommitResponse) {

@@ -19,6 +19,7 @@ mod verdict;
 
 use std::{
     collections::HashMap,
+    num::NonZeroUsize,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -29,9 +30,10 @@ use std::{
 
 use clap::Parser;
 use outbox_harness::{
-    eventually, kafka,
+    commits, eventually, kafka,
     outboxd::{Outboxd, Running},
     postgres::Database,
+    stream,
 };
 use rand::RngExt as _;
 use sqlx::{Executor as _, PgPool};
@@ -40,7 +42,6 @@ use uuid::Uuid;
 
 use self::faults::Victims;
 
-const CATALOG: &str = "-- name: count\n-- expect: one\nupdate counters set n = n + 1 where key = :key returning n\n";
 /// Of the servers' relays.
 const LEASE_TTL: Duration = Duration::from_secs(1);
 
@@ -54,8 +55,8 @@ struct Options {
     #[arg(long, default_value_t = 100_000)]
     commits: usize,
     /// Events of a commit: 1 to so many, drawn for each, all of one key
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    events_max: u32,
+    #[arg(long, default_value = "1")]
+    events_max: NonZeroUsize,
     /// Callers at once
     #[arg(long, default_value_t = 32)]
     callers: usize,
@@ -140,7 +141,7 @@ async fn main() {
     println!("seed {seed}: {options:?}");
     let folder = std::env::temp_dir().join(format!("outboxd-torture-{}", Uuid::now_v7()));
     std::fs::create_dir(&folder).expect("a folder can be made");
-    std::fs::write(folder.join("count.sql"), CATALOG).expect("a file can be written");
+    std::fs::write(folder.join("count.sql"), commits::CATALOG).expect("a file can be written");
     let run = Arc::new(Run::prepare(options, seed, &folder).await);
     let pool = run.database.pool().await;
     let mut running: Vec<Running> = Vec::new();
@@ -153,7 +154,7 @@ async fn main() {
     if run.options.naive {
         naive::start(&run, &pool, &released).await;
     } else {
-        source::desire(&pool, &run.options.source).await;
+        stream::desire(&pool, &run.options.source).await;
     }
     let held = tokio::spawn(source::hold(Arc::clone(&run), released.clone()));
     let switched = tokio::spawn(source::switch(Arc::clone(&run), pool.clone(), released));
@@ -200,7 +201,9 @@ async fn main() {
 impl Run {
     async fn prepare(options: Options, seed: u64, folder: &std::path::Path) -> Self {
         let database = Database::fresh().await;
-        tables(&database.pool().await, options.keys).await;
+        let pool = database.pool().await;
+        commits::make_counters(&pool, options.keys.into()).await;
+        pool.execute("create table held (n bigint)").await.expect("a table can be made");
         let topic = kafka::fresh_topic("torture", 6).await;
         let server = |name: &str| {
             Outboxd::new(&options.outboxd, &database.url, folder.join(name))
@@ -228,14 +231,6 @@ impl Run {
     fn waiting(&self) -> [usize; 2] {
         self.waiting.each_ref().map(|waiting| waiting.load(Ordering::Relaxed))
     }
-}
-
-async fn tables(pool: &PgPool, keys: u32) {
-    let keys =
-        sqlx::AssertSqlSafe(format!("insert into counters select n, 0 from generate_series(0, {keys} - 1) as n"));
-    pool.execute("create table counters (key bigint primary key, n bigint not null)").await.expect("a table");
-    pool.execute("create table held (n bigint)").await.expect("a table");
-    pool.execute(keys).await.expect("rows");
 }
 
 async fn settled(pool: &PgPool, how: &str) {

@@ -7,29 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outbox_harness::stream::desire;
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
 use tokio::sync::watch;
 
 use crate::Run;
 
-/// How long a change of source may take.
-const CHANGE_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// Asks for a source and waits until it is in force.
-pub(crate) async fn desire(pool: &PgPool, source: &str) {
-    let asked = Instant::now();
-    while !try_desire(pool, source).await.unwrap_or(false) {
-        assert!(asked.elapsed() < CHANGE_WITHIN, "waited in vain for {source} to be in force");
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-async fn try_desire(pool: &PgPool, source: &str) -> sqlx::Result<bool> {
-    let statement = "update outbox.stream set desired = $1, note = null where desired <> $1";
-    sqlx::query(statement).bind(source).execute(pool).await?;
-    sqlx::query_scalar("select source = $1 from outbox.stream").bind(source).fetch_one(pool).await
-}
 
 /// Changes the source until released, and counts.
 pub(crate) async fn switch(run: Arc<Run>, pool: PgPool, mut released: watch::Receiver<bool>) -> usize {

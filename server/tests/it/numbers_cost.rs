@@ -1,0 +1,74 @@
+//! Operators' numbers read a bounded part of the events, however many are stored.
+//!
+//! What is counted is what the sessions of a real `outboxd relay status` touch, by Postgres's own counters: whatever the
+//! planner makes of each of its queries, a scan over all events fails here.
+
+use std::process::Command;
+
+use outbox_harness::{
+    backlog,
+    touched::{self, Touched},
+};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use crate::support::outbox::Outbox;
+
+/// So many that reading all of them cannot be taken for probing indexes.
+const STORED: usize = 120_000;
+const PER_TRANSACTION: usize = 1_000;
+
+/// An outbox with events that are settled.
+async fn settled(name: &str) -> (Outbox, PgConnection) {
+    let outbox = Outbox::fresh(name, 1).await;
+    let mut connection = outbox.connect().await;
+    touched::by_nobody_else(&mut connection).await;
+    let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
+    backlog::store(&pool, &outbox.topic, STORED, PER_TRANSACTION).await;
+    backlog::pass_over(&pool).await;
+    pool.close().await;
+    (outbox, connection)
+}
+
+async fn status(outbox: &Outbox, connection: &mut PgConnection) -> (Touched, serde_json::Value) {
+    let run = async {
+        let output = Command::new(env!("CARGO_BIN_EXE_outboxd"))
+            .args(["relay", "status", "--output", "json", "--database-url", &outbox.url])
+            .output()
+            .expect("it can be run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("it prints JSON")
+    };
+    touched::by(connection, run).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_everything_is_settled_only_the_ends_of_indexes_are_probed() {
+    let (outbox, mut connection) = settled("probes").await;
+
+    let (touched, numbers) = status(&outbox, &mut connection).await;
+
+    assert_eq!(numbers["unsettled"]["events"], 0);
+    assert!(touched.rows <= 100 && touched.blocks <= 500, "{touched:?}");
+}
+
+/// An open transaction has every lane look into its snapshot's list, and into what came after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_transaction_that_is_held_open_changes_little() {
+    let (outbox, mut connection) = settled("held_numbers").await;
+    let (mut holder, mut passer) = (outbox.connect().await, outbox.connect().await);
+    holder.execute("create table held (n bigint)").await.expect("a table can be made");
+    let mut held = holder.begin().await.expect("it begins");
+    held.execute("insert into held values (1)").await.expect("a row can be written");
+    passer
+        .execute("update outbox.progress set snapshot = pg_current_snapshot()")
+        .await
+        .expect("progress can be written");
+    passer.close().await.expect("it can be closed");
+    held.commit().await.expect("it ends");
+    holder.close().await.expect("it can be closed");
+
+    let (touched, numbers) = status(&outbox, &mut connection).await;
+
+    assert_eq!(numbers["unsettled"]["events"], 0);
+    assert!(touched.rows <= 100 && touched.blocks <= 500, "{touched:?}");
+}
