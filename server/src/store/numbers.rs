@@ -1,9 +1,10 @@
 //! What operators ask of the relays of all processes: how far behind they are, by which source, who owns what, what is
 //! held; and of the inbox, what it remembers.
 //!
-//! Nothing here costs more than probes of indexes and a bounded scan of what is not settled: what would have to be
-//! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within
-//! a second is the first one again.
+//! Nothing here is to cost more than probes of indexes and a bounded scan of what is not settled: what would have to be
+//! counted at length is counted to a limit, and an estimate beyond it says so. One case is known that costs more: of a
+//! backlog far beyond that limit the planner may read the whole table. Readings are shared: a second one within a second
+//! is the first one again.
 
 pub mod inbox;
 pub mod lane;

@@ -14,6 +14,8 @@ pub(crate) async fn check(run: &Run, pool: &PgPool, landed: Landed) -> Vec<Strin
     let one = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(pool).await.expect("a number") };
     let counted = one("select sum(n)::bigint from counters").await;
     let stored = one("select count(*) from outbox.events").await;
+    let held = "select count(*), min(reason) from outbox.held_events";
+    let (held, reason): (i64, Option<String>) = sqlx::query_as(held).fetch_one(pool).await.expect("a row");
     let topic = run.topic.clone();
     let log = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("the log can be read");
     let acknowledged = run.acknowledged.lock().expect("no holder panics");
@@ -50,8 +52,6 @@ pub(crate) async fn check(run: &Run, pool: &PgPool, landed: Landed) -> Vec<Strin
         let acknowledged = acknowledged.len();
         findings.push(format!("{acknowledged} events acknowledged, {stored} in the table, {} in Kafka", seen.len()));
     }
-    let held = "select count(*), min(reason) from outbox.held_events";
-    let (held, reason): (i64, Option<String>) = sqlx::query_as(held).fetch_one(pool).await.expect("a row");
     if let Some(reason) = reason {
         findings.push(format!("{held} events are held: {reason}"));
     }
