@@ -23,6 +23,7 @@ mod queries;
 mod readiness;
 mod records;
 mod relay;
+mod relay_attempts;
 mod relay_cli;
 mod relay_faults;
 mod relay_flush;

@@ -6,9 +6,17 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
-use outbox_server::relay::publisher::{Fault, Publisher, Record, Refusal, Report, Topic};
+use outbox_server::{
+    config,
+    relay::{
+        Relay,
+        publisher::{Fault, Publisher, Record, Refusal, Report, Topic},
+    },
+};
 use tokio::sync::Notify;
 use uuid::Uuid;
+
+use super::outbox::{Outbox, Running, publisher};
 
 /// Wraps a publisher.
 pub(crate) struct Faulty<P> {
@@ -142,4 +150,9 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
     fn reachable(&self) -> Option<bool> {
         self.inner.reachable()
     }
+}
+
+/// Starts a relay whose publisher has these faults.
+pub(crate) fn faulty(outbox: &Outbox, faults: &Faults, config: config::Relay) -> Running {
+    Running::start(Relay::with_publisher(config, &outbox.database_config(), Faulty::new(publisher(), faults)))
 }

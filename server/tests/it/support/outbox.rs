@@ -291,3 +291,8 @@ impl Published {
 fn id(record: &OwnedMessage) -> Uuid {
     kafka::header(record, "ce_id").expect("the record has an id").parse().expect("it is a UUID")
 }
+
+/// A record's key.
+pub(crate) fn key(text: &str) -> Option<Vec<u8>> {
+    Some(text.as_bytes().to_vec())
+}

@@ -1,0 +1,165 @@
+//! Attempts: the event that ends the process is found and held, and no other is blamed.
+
+use outbox_harness::eventually;
+use outbox_server::config;
+use sqlx::Executor as _;
+use uuid::Uuid;
+
+use crate::support::{
+    faulty::{Faults, faulty},
+    outbox::{Outbox, PATIENCE, key},
+};
+
+/// Trap 8: the attempt is counted when it starts, or nothing would ever count it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_ends_the_process_is_held() {
+    let outbox = Outbox::fresh("deadly", 1).await;
+    let mut ids = Vec::new();
+    for n in 0..30 {
+        ids.push(outbox.emit_to(&outbox.topic, Some(["a", "b", "c"][n % 3]), &n.to_string()).await);
+    }
+    let deadly = ids[12];
+    let faults = Faults::default();
+    faults.change(|plan| plan.die_before = Some(deadly));
+    let config = config::Relay { attempts_max: 2, lease_ttl_ms: 1_000, ..Outbox::relay_config() };
+
+    let mut deaths = 0;
+    let relay = loop {
+        let relay = faulty(&outbox, &faults, config.clone());
+        let held = async || {
+            let held = outbox.held().await.iter().any(|(id, _)| *id == deadly);
+            (held || relay.has_ended()).then_some(held)
+        };
+        if eventually("it is held, or the relay has died", PATIENCE, held).await {
+            break relay;
+        }
+        deaths += 1;
+        assert!(deaths < 8, "it is not held after {deaths} deaths");
+    };
+    outbox.all_settled().await;
+
+    assert!(deaths > 2, "the first deaths are not taken for the event's fault");
+    let found = outbox.published().await.by_key();
+    let of_key = |n: usize| ids.iter().copied().skip(n).step_by(3);
+    assert_eq!(found[&key("a")], of_key(0).take_while(|id| *id != deadly).collect::<Vec<_>>());
+    assert_eq!(found[&key("b")], of_key(1).collect::<Vec<_>>());
+    assert_eq!(found[&key("c")], of_key(2).collect::<Vec<_>>());
+    let claims: i64 = sqlx::query_scalar("select count(*) from outbox.progress where claims > 0 and settled > 0")
+        .fetch_one(&mut outbox.connect().await)
+        .await
+        .expect("claims can be counted");
+    assert_eq!(claims, 0, "lanes that get on are sent without care again");
+    relay.stop().await;
+}
+
+/// An outage of Kafka that has the process killed again and again is not the event's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_the_process_outlives_does_not_count() {
+    let outbox = Outbox::fresh("outage", 1).await;
+    outbox.connect().await.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let id = outbox.emit_to(&outbox.topic, Some("a"), "1").await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let relay = faulty(&outbox, &faults, config::Relay { attempts_max: 1, ..Outbox::relay_config() });
+
+    let attempts = async || -> Option<i32> {
+        let attempts = sqlx::query_scalar("select attempts from outbox.attempts where id = $1").bind(id);
+        attempts.fetch_optional(&mut outbox.connect().await).await.expect("attempts can be read")
+    };
+    eventually("its attempt is written down first", PATIENCE, async || (attempts().await == Some(1)).then_some(()))
+        .await;
+    eventually("it is taken back", PATIENCE, async || (attempts().await == Some(0)).then_some(())).await;
+    relay.crash().await;
+
+    faults.change(|plan| plan.hold_reports = false);
+    let relay = faulty(&outbox, &faults, config::Relay { attempts_max: 1, ..Outbox::relay_config() });
+    outbox.all_settled().await;
+    assert!(outbox.held().await.is_empty());
+    outbox.assert_all_published_in_order().await;
+    assert_eq!(attempts().await, None, "nothing is left of it");
+    relay.stop().await;
+}
+
+/// A crash of the database ends a session in the middle of an attempt, not the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_does_not_count_when_only_the_database_was_lost() {
+    let outbox = Outbox::fresh("cut", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let id = outbox.emit_to(&outbox.topic, Some("a"), "1").await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let mut relay = faulty(&outbox, &faults, config::Relay { attempts_max: 1, ..Outbox::relay_config() });
+
+    for _ in 0..3 {
+        let counted = async || {
+            let attempts: Option<i32> = sqlx::query_scalar("select attempts from outbox.attempts where id = $1")
+                .bind(id)
+                .fetch_optional(&mut outbox.connect().await)
+                .await
+                .expect("attempts can be read");
+            (attempts == Some(1)).then_some(())
+        };
+        eventually("its attempt is written down", PATIENCE, counted).await;
+        let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                   where datname = current_database() and pid <> pg_backend_pid()";
+        connection.execute(cut).await.expect("connections can be ended");
+        relay.until("it has lost its database", |status| status.last_error.is_some()).await;
+        relay.until("it is back", |status| status.lanes_owned == 64).await;
+    }
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.all_settled().await;
+    assert!(outbox.held().await.is_empty());
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Deaths that come by themselves meet another event each time; those that an event makes meet it.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_events_the_least_suspected_is_tried_first() {
+    let outbox = Outbox::fresh("suspects", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let mut ids = Vec::new();
+    for (key, attempts) in outbox.keys_in_different_lanes(&outbox.topic, 3).await.into_iter().zip([2, 1, 0]) {
+        let id = outbox.emit_to(&outbox.topic, Some(&key), "1").await;
+        let blame = "insert into outbox.attempts select id, lane, $2 from outbox.events where id = $1 and $2 > 0";
+        sqlx::query(blame).bind(id).bind(attempts).execute(&mut connection).await.expect("it can be written");
+        ids.push(id);
+    }
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let relay = faulty(&outbox, &faults, Outbox::relay_config());
+    let attempts = async || -> Vec<(Uuid, i32)> {
+        let attempts = sqlx::query_as("select id, attempts from outbox.attempts order by array_position($1, id)");
+        attempts.bind(&ids).fetch_all(&mut outbox.connect().await).await.expect("attempts can be read")
+    };
+    let tried = async || Some(attempts().await).filter(|found| found.len() == 3);
+    assert_eq!(eventually("the third is tried", PATIENCE, tried).await, [(ids[0], 2), (ids[1], 1), (ids[2], 1)]);
+    relay.crash().await;
+
+    // The third is as suspect as the second now: the first is still the most.
+    let relay = faulty(&outbox, &faults, Outbox::relay_config());
+    let again = async || Some(attempts().await).filter(|found| found[1].1 + found[2].1 > 2);
+    assert_eq!(eventually("one of them is tried", PATIENCE, again).await[0], (ids[0], 2));
+    faults.change(|plan| plan.hold_reports = false);
+    outbox.all_settled().await;
+    assert!(outbox.held().await.is_empty());
+    relay.stop().await;
+}
+
+/// A relay that stops as it should gives its lanes back, however often it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn clean_restarts_do_not_count() {
+    let outbox = Outbox::fresh("restarts", 1).await;
+    for _ in 0..5 {
+        let mut relay = outbox.relay();
+        relay.until("it owns its lanes", |s| s.lanes_owned == 64).await;
+        relay.stop().await;
+    }
+    let claims: i32 = sqlx::query_scalar("select max(claims) from outbox.progress")
+        .fetch_one(&mut outbox.connect().await)
+        .await
+        .expect("claims can be read");
+    assert_eq!(claims, 0);
+}
