@@ -93,7 +93,8 @@ impl<M> ConsumerBuilder<M> {
     }
 
     /// Sets a property of librdkafka, such as `security.protocol`. Besides what is always the consumer's own, these
-    /// have other defaults here: `auto.offset.reset` is `earliest`, `queued.max.messages.kbytes` 16,384, and
+    /// have other defaults here: `auto.offset.reset` is `earliest`, `queued.max.messages.kbytes` 4,096 (for each
+    /// partition, see [`partition_bound`](Self::partition_bound)), `fetch.queue.backoff.ms` 20, and
     /// `partition.assignment.strategy` `cooperative-sticky` (unless `group.protocol` is `consumer`).
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.properties.push((name.into(), value.into()));
@@ -157,8 +158,9 @@ impl<M> ConsumerBuilder<M> {
         self.property("group.instance.id", instance_id)
     }
 
-    /// How much of one partition is held in memory: at most this many records, 500 unless set, and about this many
-    /// bytes, 16 MiB unless set (one record more). A partition at its bound is paused until half of it is handled.
+    /// How much of one partition waits to be handled or is being handled: at most this many records, 500 unless set, and
+    /// about this many bytes, 16 MiB unless set (one record more). A partition at its bound is read no further until some
+    /// of it is handled. Besides that Kafka's client fetches ahead, as much as `queued.max.messages.kbytes` says.
     pub fn partition_bound(mut self, records_max: usize, bytes_max: usize) -> Self {
         self.settings.bound = Bound { records: records_max, bytes: bytes_max };
         self

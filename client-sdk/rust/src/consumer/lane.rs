@@ -3,7 +3,7 @@
 //! Invariant: a record is reported as settled only after it is. A lane has at most `concurrency` workers, and ends
 //! after all of them.
 //!
-//! It deliberately knows nothing of offsets committed, pauses and rebalances.
+//! It deliberately knows nothing of offsets committed and rebalances.
 
 use std::{
     collections::hash_map::DefaultHasher,

@@ -24,7 +24,7 @@ const HELD_UP_MAX: usize = 20;
 /// Names one assignment of one partition, never used again.
 pub(super) type Epoch = u64;
 
-/// Limits of one lane.
+/// Limits of one lane, or what is left of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bound {
     pub(super) records: usize,
@@ -34,7 +34,7 @@ pub(super) struct Bound {
 /// What a lane's task needs of its lane.
 pub(super) struct LaneEnd {
     pub(super) epoch: Epoch,
-    pub(super) records: mpsc::Receiver<OwnedMessage>,
+    pub(super) records: mpsc::UnboundedReceiver<OwnedMessage>,
     pub(super) stop: CancellationToken,
 }
 
@@ -44,23 +44,17 @@ pub(super) type StartLane = Box<dyn Fn(&Handle, LaneEnd) -> AbortHandle + Send +
 struct Lane {
     topic: String,
     partition: i32,
-    records: mpsc::Sender<OwnedMessage>,
+    /// Bounded by whoever reads: no more than there is [room](Lanes::room) for.
+    records: mpsc::UnboundedSender<OwnedMessage>,
     stop: CancellationToken,
     task: AbortHandle,
     window: Window,
     in_flight: usize,
     bytes: usize,
-    paused: bool,
 }
 
-/// What Kafka's client is to be told after lanes have reported.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Reported {
-    /// The offset up to which everything is settled, to be committed. In order per partition.
-    pub(super) offsets: Vec<(String, i32, i64)>,
-    /// Paused partitions that have room again.
-    pub(super) resumed: Vec<(String, i32)>,
-}
+/// Offsets up to which everything is settled, to be committed, each with its topic and partition. In order per partition.
+pub(super) type Offsets = Vec<(String, i32, i64)>;
 
 pub(super) struct Lanes {
     start: StartLane,
@@ -98,43 +92,50 @@ impl Lanes {
         for (topic, partition) in partitions {
             self.last_epoch += 1;
             let epoch = self.last_epoch;
-            let (records, receiver) = mpsc::channel(self.bound.records);
+            let (records, receiver) = mpsc::unbounded_channel();
             let stop = CancellationToken::new();
             let task = (self.start)(&self.runtime, LaneEnd { epoch, records: receiver, stop: stop.clone() });
             let (topic, partition) = (topic.clone(), *partition);
             self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
             let window = Window::default();
-            let lane = Lane { topic, partition, records, stop, task, window, in_flight: 0, bytes: 0, paused: false };
+            let lane = Lane { topic, partition, records, stop, task, window, in_flight: 0, bytes: 0 };
             self.lanes.insert(epoch, lane);
         }
     }
 
-    /// Queues a record in its partition's lane. True when the lane is full now: its partition is to be paused.
-    /// A record of a partition without a lane is dropped: it has not been settled, so it will be read again.
-    pub(super) fn push(&mut self, record: OwnedMessage) -> bool {
-        let epoch = self.epochs.get(record.topic()).and_then(|topic| topic.get(&record.partition()));
-        let Some(lane) = epoch.and_then(|epoch| self.lanes.get_mut(epoch)) else {
+    /// How much more of a partition may be read. Nothing without a lane.
+    pub(super) fn room(&self, topic: &str, partition: i32) -> Bound {
+        let lane = self.epoch(topic, partition).and_then(|epoch| self.lanes.get(&epoch));
+        let Some(lane) = lane else { return Bound { records: 0, bytes: 0 } };
+        let held_up = (self.bound.records * HELD_UP_MAX).saturating_sub(lane.window.len());
+        Bound {
+            records: self.bound.records.saturating_sub(lane.in_flight).min(held_up),
+            bytes: self.bound.bytes.saturating_sub(lane.bytes),
+        }
+    }
+
+    /// Queues a record in its partition's lane. One without a lane is dropped: it has not been settled, so it will be
+    /// read again.
+    pub(super) fn push(&mut self, record: OwnedMessage) {
+        let epoch = self.epoch(record.topic(), record.partition());
+        let Some(lane) = epoch.and_then(|epoch| self.lanes.get_mut(&epoch)) else {
             tracing::debug!(topic = record.topic(), partition = record.partition(), "a record of no lane is dropped");
-            return false;
+            return;
         };
         let (bytes, offset) = (size(&record), record.offset());
-        // The queue has room for every record of the bound. It is closed only when the lane's task has ended.
-        if lane.records.try_send(record).is_err() {
-            return false;
+        // It fails only when the lane's task has ended.
+        if lane.records.send(record).is_err() {
+            return;
         }
         add(&self.counters.queued, 1);
         lane.window.read(offset);
         lane.in_flight += 1;
         lane.bytes += bytes;
-        lane.paused |= lane.in_flight >= self.bound.records
-            || lane.bytes >= self.bound.bytes
-            || lane.window.len() >= self.bound.records * HELD_UP_MAX;
-        lane.paused
     }
 
     /// Takes in what lanes report. A report of a lane that is closed is discarded.
-    pub(super) fn apply(&mut self, news: &News) -> Reported {
-        let mut reported = Reported::default();
+    pub(super) fn apply(&mut self, news: &News) -> Offsets {
+        let mut offsets = Offsets::new();
         for Settled { epoch, offset, bytes } in &news.settled {
             let Some(lane) = self.lanes.get_mut(epoch) else {
                 add(&self.counters.discarded, 1);
@@ -144,23 +145,19 @@ impl Lanes {
             lane.in_flight -= 1;
             lane.bytes -= bytes;
             if let Some(next) = lane.window.settle(*offset) {
-                reported.offsets.push((lane.topic.clone(), lane.partition, next));
-            }
-            let half_empty = lane.in_flight <= self.bound.records / 2
-                && lane.bytes <= self.bound.bytes / 2
-                && lane.window.len() <= self.bound.records * HELD_UP_MAX / 2;
-            if lane.paused && half_empty {
-                lane.paused = false;
-                reported.resumed.push((lane.topic.clone(), lane.partition));
+                offsets.push((lane.topic.clone(), lane.partition, next));
             }
         }
-        reported
+        offsets
+    }
+
+    fn epoch(&self, topic: &str, partition: i32) -> Option<Epoch> {
+        self.epochs.get(topic)?.get(&partition).copied()
     }
 
     /// The lanes of these partitions.
     pub(super) fn epochs_of(&self, partitions: &[(String, i32)]) -> Vec<Epoch> {
-        let epoch = |(topic, partition): &(String, i32)| self.epochs.get(topic)?.get(partition).copied();
-        partitions.iter().filter_map(epoch).collect()
+        partitions.iter().filter_map(|(topic, partition)| self.epoch(topic, *partition)).collect()
     }
 
     pub(super) fn all(&self) -> Vec<Epoch> {
@@ -174,12 +171,6 @@ impl Lanes {
     /// Asks lanes to end after the record they are handling.
     pub(super) fn stop(&self, epochs: &[Epoch]) {
         epochs.iter().filter_map(|epoch| self.lanes.get(epoch)).for_each(|lane| lane.stop.cancel());
-    }
-
-    /// Which of these lanes are paused.
-    pub(super) fn paused(&self, epochs: &[Epoch]) -> Vec<(String, i32)> {
-        let paused = epochs.iter().filter_map(|epoch| self.lanes.get(epoch)).filter(|lane| lane.paused);
-        paused.map(|lane| (lane.topic.clone(), lane.partition)).collect()
     }
 
     /// Ends lanes at once, dropping what they are handling. Their later results are discarded.
@@ -221,13 +212,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_lane_is_paused_and_resumed_when_half_empty() {
-        let mut lanes = lanes(4);
+    async fn a_lane_has_room_for_its_bound_and_a_partition_without_one_has_none() {
+        let mut lanes = lanes(2);
+        let room = |lanes: &Lanes| lanes.room("users", 0).records;
+        assert_eq!(room(&lanes), 0);
         lanes.open(&users());
-        let full: Vec<bool> = (0..4).map(|offset| lanes.push(record(offset))).collect();
-        assert_eq!(full, [false, false, false, true]);
-        assert_eq!(lanes.apply(&settled(1, 0)).resumed, []);
-        assert_eq!(lanes.apply(&settled(1, 1)).resumed, users());
+        assert_eq!(room(&lanes), 2);
+        lanes.push(record(0));
+        assert_eq!((room(&lanes), lanes.room("users", 0).bytes), (1, (1 << 20) - 356));
+        lanes.push(record(1));
+        assert_eq!(room(&lanes), 0);
+        lanes.apply(&settled(1, 1));
+        assert_eq!((room(&lanes), lanes.room("users", 1).records), (1, 0));
+    }
+
+    /// What is settled behind a record that is not has to be remembered, and is bounded as well.
+    #[tokio::test]
+    async fn a_record_that_holds_many_up_stops_reading() {
+        let mut lanes = lanes(2);
+        lanes.open(&users());
+        lanes.push(record(0));
+        for offset in 1..(2 * HELD_UP_MAX as i64) {
+            assert_eq!(lanes.room("users", 0).records, 1, "before {offset}");
+            lanes.push(record(offset));
+            lanes.apply(&settled(1, offset));
+        }
+        assert_eq!(lanes.room("users", 0).records, 0);
+        lanes.apply(&settled(1, 0));
+        assert_eq!(lanes.room("users", 0).records, 2);
     }
 
     #[tokio::test]
@@ -236,9 +248,9 @@ mod tests {
         lanes.open(&users());
         lanes.push(record(7));
         lanes.push(record(8));
-        assert_eq!(lanes.apply(&News::default()).offsets, []);
-        assert_eq!(lanes.apply(&settled(1, 8)).offsets, [], "7 is not settled");
-        assert_eq!(lanes.apply(&settled(1, 7)).offsets, [("users".to_owned(), 0, 9)]);
+        assert_eq!(lanes.apply(&News::default()), []);
+        assert_eq!(lanes.apply(&settled(1, 8)), [], "7 is not settled");
+        assert_eq!(lanes.apply(&settled(1, 7)), [("users".to_owned(), 0, 9)]);
     }
 
     #[tokio::test]
@@ -248,7 +260,7 @@ mod tests {
         lanes.push(record(7));
         lanes.close(&[1]);
         lanes.open(&users());
-        assert_eq!(lanes.apply(&settled(1, 7)), Reported::default());
+        assert_eq!(lanes.apply(&settled(1, 7)), []);
         let stats = lanes.counters.reader().read();
         assert_eq!((stats.discarded, stats.queued), (1, 0));
     }

@@ -21,6 +21,7 @@ mod effect;
 mod error;
 mod event;
 mod failure;
+mod feed;
 mod handler;
 mod handler_error;
 mod lane;
@@ -179,10 +180,12 @@ fn subscribe(
     context: Context,
     topics: &[String],
     mailbox: &Arc<Mailbox>,
-) -> Result<BaseConsumer<Context>, ConsumerError> {
+) -> Result<Arc<BaseConsumer<Context>>, ConsumerError> {
     let mut consumer: BaseConsumer<Context> = kafka.create_with_context(context).map_err(ConsumerError::Kafka)?;
     let mailbox = Arc::clone(mailbox);
     consumer.set_nonempty_callback(move || mailbox.kafka());
+    let consumer = Arc::new(consumer);
+    consumer.context().feeds().belong_to(&consumer);
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     consumer.subscribe(&topics).map_err(ConsumerError::Kafka)?;
     Ok(consumer)

@@ -13,9 +13,9 @@ use std::{
 };
 
 use rdkafka::{
-    Message as _, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
-    error::{KafkaError, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::OwnedMessage,
 };
 
 use super::{
@@ -26,11 +26,11 @@ use super::{
 
 /// How long to wait for news when there is nothing to poll.
 const IDLE: Duration = Duration::from_millis(100);
-/// How many records are polled before news is taken in.
+/// How often Kafka's client is polled for what is of no partition before anything else is done.
 const POLLS_PER_TURN: usize = 100;
 
 pub(super) struct Poller {
-    pub(super) consumer: BaseConsumer<Context>,
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) commit_interval: Duration,
     pub(super) drain_budget: Duration,
@@ -52,7 +52,7 @@ impl Poller {
                 commit_at = Instant::now() + self.commit_interval;
             }
             match self.poll() {
-                Ok(polled) => idle = polled < POLLS_PER_TURN,
+                Ok(has_more) => idle = !has_more,
                 Err(error) => {
                     outcome = Err(ConsumerError::Kafka(error));
                     self.mailbox.stop(Stop::Abort);
@@ -63,28 +63,30 @@ impl Poller {
         outcome.and(self.mailbox.take_failure().map_or(Ok(()), Err))
     }
 
-    /// Moves records into lanes until there is none or the turn is over; says how many there were.
-    fn poll(&self) -> Result<usize, KafkaError> {
-        for polled in 0..POLLS_PER_TURN {
+    /// Moves records into lanes for a turn, as far as there is room. True when there may be more at once.
+    fn poll(&self) -> Result<bool, KafkaError> {
+        // Rebalances and errors; records come by their partitions' queues.
+        let mut has_more = true;
+        for _ in 0..POLLS_PER_TURN {
             match self.consumer.poll(Duration::ZERO) {
-                None => return Ok(polled),
-                Some(Ok(record)) => {
-                    let full = self.context().lanes().push(record.detach());
-                    if full {
-                        self.pause(record.topic(), record.partition());
-                    }
+                None => {
+                    has_more = false;
+                    break;
                 }
-                Some(Err(error)) => tolerate(error)?,
+                Some(record) => self.take(record.map(|record| record.detach()))?,
             }
         }
-        Ok(POLLS_PER_TURN)
+        let room = |topic: &str, partition| self.context().lanes().room(topic, partition);
+        Ok(self.context().feeds().read(room, |record| self.take(record))? || has_more)
     }
 
-    fn pause(&self, topic: &str, partition: i32) {
-        let mut list = TopicPartitionList::new();
-        list.add_partition(topic, partition);
-        if let Err(error) = self.consumer.pause(&list) {
-            tracing::error!(%error, topic, partition, "a partition cannot be paused");
+    fn take(&self, record: KafkaResult<OwnedMessage>) -> Result<(), KafkaError> {
+        match record {
+            Ok(record) => {
+                self.context().lanes().push(record);
+                Ok(())
+            }
+            Err(error) => tolerate(error),
         }
     }
 
@@ -124,6 +126,13 @@ impl Poller {
     }
 }
 
+impl Drop for Poller {
+    /// The queues keep the consumer alive, which would never leave its group.
+    fn drop(&mut self) {
+        self.context().feeds().close_all();
+    }
+}
+
 /// Most errors are news of what librdkafka retries by itself.
 fn tolerate(error: KafkaError) -> Result<(), KafkaError> {
     match error {
@@ -133,5 +142,103 @@ fn tolerate(error: KafkaError) -> Result<(), KafkaError> {
             tracing::warn!(%error, "reading from Kafka fails; it is tried again");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use outbox_harness::kafka;
+    use rdkafka::{
+        Offset, TopicPartitionList,
+        config::ClientConfig,
+        producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
+    };
+
+    use super::*;
+    use crate::consumer::{
+        lanes::{Bound, Lanes, StartLane, size},
+        mailbox::Settled,
+        subscribe,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn member(group: &str) -> ClientConfig {
+        let mut kafka = kafka::client();
+        for (name, value) in [
+            ("group.id", group),
+            ("auto.offset.reset", "earliest"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("session.timeout.ms", "6000"),
+            ("max.poll.interval.ms", "6000"),
+        ] {
+            kafka.set(name, value);
+        }
+        kafka
+    }
+
+    /// A poller whose lanes settle everything at once; what it settled is counted.
+    fn poller(group: &str, topic: &str) -> (Poller, Arc<AtomicU64>) {
+        let (mailbox, settled) = (Arc::<Mailbox>::default(), Arc::<AtomicU64>::default());
+        let (mail, count) = (Arc::clone(&mailbox), Arc::clone(&settled));
+        let start: StartLane = Box::new(move |runtime, mut end| {
+            let (mail, count) = (Arc::clone(&mail), Arc::clone(&count));
+            let lane = async move {
+                while let Some(record) = end.records.recv().await {
+                    mail.settled(Settled { epoch: end.epoch, offset: record.offset(), bytes: size(&record) });
+                    count.fetch_add(1, Relaxed);
+                }
+            };
+            runtime.spawn(lane).abort_handle()
+        });
+        let lanes = Lanes::new(start, Bound { records: 100, bytes: 1 << 20 }, Arc::default());
+        let (commit_interval, drain_budget) = (Duration::from_secs(1), Duration::from_secs(1));
+        let context = Context::new(lanes, Arc::clone(&mailbox), drain_budget);
+        let consumer = subscribe(&member(group), context, &[topic.to_owned()], &mailbox).expect("it can subscribe");
+        (Poller { consumer, mailbox, commit_interval, drain_budget }, settled)
+    }
+
+    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < PATIENCE, "waited in vain for: {what}");
+        }
+    }
+
+    /// Between a lost assignment and the callback that tells of it the client has no member id any more, and a broker takes
+    /// a commit without one while the group is empty: it would set back what others have committed meanwhile.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn trap_6_nothing_is_committed_between_a_lost_assignment_and_its_callback() {
+        let topic = kafka::fresh_topic("lost", 1).await;
+        let group = topic.clone();
+        let producer: ThreadedProducer<DefaultProducerContext> = kafka::client().create().expect("a producer");
+        for _ in 0..10 {
+            producer.send(BaseRecord::<(), [u8]>::to(&topic).payload(b"{}")).map_err(|(e, _)| e).expect("it is sent");
+        }
+        producer.flush(PATIENCE).expect("Kafka takes the records");
+        let (poller, settled) = poller(&group, &topic);
+        until("everything is settled", || {
+            poller.poll().expect("it can be polled");
+            settled.load(Relaxed) == 10
+        });
+        poller.context().take_news(&poller.consumer, Duration::ZERO);
+
+        // It is not polled any more, so that its partition goes to another, which commits and leaves.
+        until("its assignment is lost", || poller.consumer.assignment_lost());
+        let other: BaseConsumer = member(&group).create().expect("a consumer");
+        other.subscribe(&[&topic]).expect("it can subscribe");
+        until("another reads", || other.poll(Duration::from_millis(100)).is_some_and(|record| record.is_ok()));
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&topic, 0, Offset::Offset(99)).expect("an offset");
+        other.commit(&list, CommitMode::Sync).expect("it commits");
+        drop(other);
+        let committed = || kafka::committed(&group, &topic, 1);
+        assert_eq!(committed(), [99]);
+
+        poller.context().commit(&poller.consumer, CommitMode::Sync);
+        assert_eq!(committed(), [99]);
     }
 }

@@ -24,6 +24,8 @@ use rdkafka::{
 };
 
 use super::{
+    ConsumerError,
+    feed::Feeds,
     lanes::{Epoch, Lanes},
     mailbox::{Mailbox, Stop},
 };
@@ -34,18 +36,23 @@ const TICK: Duration = Duration::from_millis(50);
 /// The consumer's side of librdkafka's callbacks.
 pub(super) struct Context {
     lanes: Mutex<Lanes>,
+    feeds: Feeds<Self>,
     mailbox: Arc<Mailbox>,
     drain_budget: Duration,
 }
 
 impl Context {
     pub(super) fn new(lanes: Lanes, mailbox: Arc<Mailbox>, drain_budget: Duration) -> Self {
-        Self { lanes: Mutex::new(lanes), mailbox, drain_budget }
+        Self { lanes: Mutex::new(lanes), feeds: Feeds::default(), mailbox, drain_budget }
     }
 
     /// Never held while Kafka's client is polled: the callbacks below lock it too.
     pub(super) fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn feeds(&self) -> &Feeds<Self> {
+        &self.feeds
     }
 
     /// Commits what is stored. `Sync` waits for Kafka's answer, at most as long as librdkafka waits for a broker.
@@ -66,9 +73,8 @@ impl Context {
     /// Takes in news of the lanes, waiting up to `timeout` when there is none. Returns the lanes that have ended.
     pub(super) fn take_news(&self, consumer: &BaseConsumer<Self>, timeout: Duration) -> Vec<Epoch> {
         let news = self.mailbox.wait(timeout);
-        let reported = self.lanes().apply(&news);
-        store(consumer, &reported.offsets);
-        resume(consumer, &reported.resumed);
+        let offsets = self.lanes().apply(&news);
+        store(consumer, &offsets);
         news.ended
     }
 
@@ -89,12 +95,19 @@ impl Context {
         }
     }
 
+    /// Makes the queues of partitions that are assigned next.
+    fn split(&self, partitions: &[(String, i32)]) {
+        let mailbox = Arc::clone(&self.mailbox);
+        if !self.feeds.open(partitions, move || mailbox.kafka()) {
+            self.mailbox.fail(ConsumerError::Thread("Kafka's client gives a partition no queue".to_owned()));
+        }
+    }
+
     /// Ends lanes before their partitions are given back.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let epochs = self.lanes().epochs_of(&names(partitions));
-        // A pause outlives its assignment in librdkafka.
-        let paused = self.lanes().paused(&epochs);
-        resume(consumer, &paused);
+        let partitions = names(partitions);
+        self.feeds.close(&partitions);
+        let epochs = self.lanes().epochs_of(&partitions);
         if consumer.assignment_lost() {
             tracing::warn!(partitions = epochs.len(), "the assignment is lost: what is in flight is dropped");
             return self.lanes().close(&epochs);
@@ -132,9 +145,10 @@ impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Revoke(partitions) => self.give_back(consumer, partitions),
-            Rebalance::Assign(_) => {}
+            Rebalance::Assign(partitions) => self.split(&names(partitions)),
             Rebalance::Error(error) => {
                 tracing::error!(%error, "a rebalance failed: everything in flight is dropped");
+                self.feeds.close_all();
                 let all = self.lanes().all();
                 self.lanes().close(&all);
             }
@@ -156,16 +170,8 @@ impl ConsumerContext for Context {
     }
 }
 
-pub(super) fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
+fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
     partitions.elements().iter().map(|p| (p.topic().to_owned(), p.partition())).collect()
-}
-
-pub(super) fn list(partitions: &[(String, i32)]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for (topic, partition) in partitions {
-        list.add_partition(topic, *partition);
-    }
-    list
 }
 
 fn store(consumer: &BaseConsumer<Context>, offsets: &[(String, i32, i64)]) {
@@ -183,14 +189,5 @@ fn store(consumer: &BaseConsumer<Context>, offsets: &[(String, i32, i64)]) {
     });
     if let Err(error) = added.and_then(|()| consumer.store_offsets(&list)) {
         tracing::error!(%error, "offsets cannot be stored: their events will be repeated");
-    }
-}
-
-fn resume(consumer: &BaseConsumer<Context>, partitions: &[(String, i32)]) {
-    if partitions.is_empty() {
-        return;
-    }
-    if let Err(error) = consumer.resume(&list(partitions)) {
-        tracing::error!(%error, ?partitions, "partitions cannot be resumed");
     }
 }

@@ -14,10 +14,10 @@ const NAME_BYTES_MAX: usize = 200;
 const OWN_PROPERTIES: [&str; 4] = ["enable.auto.commit", "enable.auto.offset.store", "bootstrap.servers", "group.id"];
 /// librdkafka's default.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
-/// librdkafka would begin a new group at the end of its topics, and prefetch up to 64 MiB.
+/// librdkafka would begin a new group at the end of its topics, and prefetch up to 64 MiB of each partition.
 const DEFAULTS: [(&str, &str); 5] = [
     ("auto.offset.reset", "earliest"),
-    ("queued.max.messages.kbytes", "16384"),
+    ("queued.max.messages.kbytes", "4096"),
     ("fetch.queue.backoff.ms", "20"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),

@@ -3,7 +3,7 @@
 //! Invariant: a record is settled when its event's effects are durable, were before, or it is in the dead-letter topic
 //! and Kafka has said so. A record that cannot be settled stops the consumer; it is never skipped.
 //!
-//! It deliberately knows nothing of offsets, pauses and rebalances.
+//! It deliberately knows nothing of offsets and rebalances.
 
 use std::{
     any::Any,

@@ -1,0 +1,110 @@
+//! The queues of the partitions that are assigned now.
+//!
+//! Each partition has a queue of its own in Kafka's client, which is read only while its lane has room. What there is no
+//! room for stays in it, bounded by `queued.max.messages.kbytes`, and no other partition waits for it. To pause the
+//! partition instead would have librdkafka drop what it has fetched, and fetch it again.
+//!
+//! Invariant: a queue is split off before its partition is assigned, so that none of its records comes another way, out
+//! of order. It deliberately knows nothing of lanes but their room.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use rdkafka::{
+    consumer::{BaseConsumer, ConsumerContext, base_consumer::PartitionQueue},
+    error::KafkaResult,
+    message::OwnedMessage,
+};
+
+use super::lanes::{Bound, size};
+
+/// How many records of a partition are read before others get a turn.
+const PER_TURN: usize = 100;
+
+/// The queues, by topic and partition.
+type Queues<C> = HashMap<(String, i32), PartitionQueue<C>>;
+
+/// The partitions' queues. They keep the consumer alive: it ends only after [`close_all`](Self::close_all).
+pub(super) struct Feeds<C: ConsumerContext + 'static> {
+    consumer: OnceLock<Weak<BaseConsumer<C>>>,
+    queues: Mutex<Queues<C>>,
+}
+
+impl<C: ConsumerContext + 'static> Default for Feeds<C> {
+    fn default() -> Self {
+        Self { consumer: OnceLock::new(), queues: Mutex::default() }
+    }
+}
+
+impl<C: ConsumerContext + 'static> Feeds<C> {
+    /// Says whose queues these are, once and before it subscribes.
+    pub(super) fn belong_to(&self, consumer: &Arc<BaseConsumer<C>>) {
+        self.consumer.get_or_init(|| Arc::downgrade(consumer));
+    }
+
+    /// Splits queues off, of partitions that are to be assigned next. `nonempty` is called, by any thread, when a record
+    /// comes to an empty one. False when one cannot be split off.
+    pub(super) fn open(
+        &self,
+        partitions: &[(String, i32)],
+        nonempty: impl Fn() + Clone + Send + Sync + 'static,
+    ) -> bool {
+        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else { return false };
+        let mut queues = self.queues();
+        partitions.iter().all(|(topic, partition)| {
+            let name = (topic.clone(), *partition);
+            // First, for the end of an earlier one takes the callback away from both.
+            queues.remove(&name);
+            let Some(mut queue) = consumer.split_partition_queue(topic, *partition) else { return false };
+            queue.set_nonempty_callback(nonempty.clone());
+            queues.insert(name, queue);
+            true
+        })
+    }
+
+    /// Reads these partitions no more.
+    pub(super) fn close(&self, partitions: &[(String, i32)]) {
+        let mut queues = self.queues();
+        for partition in partitions {
+            queues.remove(partition);
+        }
+    }
+
+    /// Reads nothing more.
+    pub(super) fn close_all(&self) {
+        self.queues().clear();
+    }
+
+    /// Gives `take` what the queues have, as far as there is room. True when there may be more at once.
+    ///
+    /// # Errors
+    /// Those of `take`, which ends reading.
+    pub(super) fn read<E>(
+        &self,
+        room: impl Fn(&str, i32) -> Bound,
+        mut take: impl FnMut(KafkaResult<OwnedMessage>) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let mut has_more = false;
+        for ((topic, partition), queue) in self.queues().iter() {
+            let Bound { records, mut bytes } = room(topic, *partition);
+            let turn = records.min(PER_TURN);
+            let mut read = 0;
+            while read < turn && bytes > 0 {
+                let Some(record) = queue.poll(Duration::ZERO) else { break };
+                let record = record.map(|record| record.detach());
+                bytes = bytes.saturating_sub(record.as_ref().map_or(0, size));
+                read += 1;
+                take(record)?;
+            }
+            has_more |= read == PER_TURN;
+        }
+        Ok(has_more)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Queues<C>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
