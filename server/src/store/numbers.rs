@@ -2,13 +2,13 @@
 //! held; and of the inbox, what it remembers.
 //!
 //! Nothing here is to cost more than probes of indexes and a bounded scan of what is not settled: what would have to be
-//! counted at length is counted to a limit, and an estimate beyond it says so. One case is known that costs more: of a
-//! backlog far beyond that limit the planner may read the whole table. Readings are shared: a second one within a second
-//! is the first one again.
+//! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within a
+//! second is the first one again.
 
 pub mod inbox;
 pub mod lane;
 pub mod source;
+pub mod unsettled;
 
 use std::{
     sync::Arc,
@@ -40,7 +40,7 @@ pub struct Numbers {
     /// Where events are read from.
     pub source: source::State,
     /// What is not settled.
-    pub unsettled: Unsettled,
+    pub unsettled: unsettled::Unsettled,
     /// Delayed events that are not due yet, counted to [`COUNT_MAX`].
     pub scheduled: i64,
     /// What is held.
@@ -61,17 +61,6 @@ pub struct Paused {
     /// Since when.
     #[serde(serialize_with = "rfc3339")]
     pub paused_at: DateTime<Utc>,
-}
-
-/// What is not settled.
-#[derive(Clone, Debug, Serialize)]
-pub struct Unsettled {
-    /// The age of the oldest one.
-    pub lag_ms: Option<i64>,
-    /// How many.
-    pub events: i64,
-    /// Whether that was counted, and is not estimated.
-    pub is_exact: bool,
 }
 
 /// Held events, each counted to [`COUNT_MAX`].
@@ -147,7 +136,7 @@ impl Gauge {
         Ok(Numbers {
             paused: sqlx::query_as("select reason, paused_at from outbox.pause").fetch_optional(&self.pool).await?,
             source: source::read(&self.pool, self.retained_log_bytes_max).await?,
-            unsettled: self.unsettled().await?,
+            unsettled: unsettled::read(&self.pool).await?,
             scheduled: self.scheduled().await?,
             held: self.held().await?,
             inbox: inbox::read(&self.pool).await?,
@@ -164,67 +153,6 @@ impl Gauge {
             .fetch_all(&self.pool)
             .await?,
         })
-    }
-
-    async fn unsettled(&self) -> sqlx::Result<Unsettled> {
-        // Both statements see the same progress.
-        let mut reading = self.pool.begin_with("begin isolation level repeatable read, read only").await?;
-        let (bound, running): (Option<i64>, Vec<String>) = sqlx::query_as(
-            "select min(case when target is null then floor
-                             else greatest(floor, least(position, target_floor)) end),
-                    array(select pg_snapshot_xip(snapshot)::text from outbox.progress
-                          union select pg_snapshot_xip(target)::text from outbox.progress)
-             from outbox.progress",
-        )
-        .fetch_one(&mut *reading)
-        .await?;
-        // Above each lane's bound, and of the transactions that its snapshots saw as open. The lowest bound and these are
-        // parameters, so that the plan knows how few events they leave; by subqueries it took them for a third of the
-        // table, and read all of it. The age is that of the id.
-        let (events, oldest_ms, first, last, head): (i64, Option<i64>, Option<i64>, Option<i64>, i64) = sqlx::query_as(
-            "with lanes as materialized (
-                select lane, snapshot, target, position,
-                       case when target is null then floor
-                            else greatest(floor, least(position, target_floor)) end as bound
-                from outbox.progress
-             ), open as (
-                (select e.id, e.position from outbox.events e join lanes l on l.lane = e.lane
-                 where e.position > $2 and e.position > l.bound
-                   and not pg_visible_in_snapshot(e.xid, l.snapshot)
-                   and not coalesce(e.position <= l.position and pg_visible_in_snapshot(e.xid, l.target), false)
-                 order by e.position limit $1 + 1)
-                union
-                (select e.id, e.position from outbox.events e join lanes l on l.lane = e.lane
-                 where e.xid = any($3::text::xid8[])
-                   and not pg_visible_in_snapshot(e.xid, l.snapshot)
-                   and not coalesce(e.position <= l.position and pg_visible_in_snapshot(e.xid, l.target), false)
-                 order by e.position limit $1 + 1)
-                union
-                -- Due, and not in the stream yet.
-                (select s.id, null from outbox.scheduled s where s.due_at <= clock_timestamp()
-                 order by s.due_at limit $1 + 1)
-             )
-             select count(*), min(('x' || substr(replace(id::text, '-', ''), 1, 12))::bit(48)::bigint),
-                    min(position), max(position), (select last_value from outbox.positions)
-             from open",
-        )
-        .bind(COUNT_MAX)
-        .bind(bound.unwrap_or_default())
-        .bind(format!("{{{}}}", running.join(",")))
-        .fetch_one(&mut *reading)
-        .await?;
-        reading.commit().await?;
-        let lag_ms = oldest_ms.map(|oldest| (Utc::now().timestamp_millis() - oldest).max(0));
-        let is_exact = events <= COUNT_MAX;
-        // As dense as the first ones are, up to the last position taken.
-        let events = match (first, last) {
-            (Some(first), Some(last)) if !is_exact => {
-                let density = events as f64 / (last - first + 1) as f64;
-                (((head - first + 1) as f64 * density) as i64).max(events)
-            }
-            _ => events,
-        };
-        Ok(Unsettled { lag_ms, events, is_exact })
     }
 
     async fn scheduled(&self) -> sqlx::Result<i64> {

@@ -72,3 +72,20 @@ async fn a_write_transaction_that_is_held_open_changes_little() {
     assert_eq!(numbers["unsettled"]["events"], 0);
     assert!(touched.rows <= 100 && touched.blocks <= 500, "{touched:?}");
 }
+
+/// However large a backlog is, it is counted to the limit and no further.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_large_backlog_only_its_beginning_is_read() {
+    let (outbox, mut connection) = settled("backlog_numbers").await;
+    let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
+    backlog::store(&pool, &outbox.topic, STORED, PER_TRANSACTION).await;
+    pool.close().await;
+
+    let (touched, numbers) = status(&outbox, &mut connection).await;
+
+    let (events, stored) = (numbers["unsettled"]["events"].as_f64(), STORED as f64);
+    assert!(events.is_some_and(|events| (events / stored - 1.0).abs() < 0.2), "{numbers}");
+    assert_eq!(numbers["unsettled"]["is_exact"], false);
+    // Two readings of a little more than 10,000 each.
+    assert!(touched.rows <= 25_000 && touched.blocks <= 8_000, "{touched:?}");
+}
