@@ -93,6 +93,8 @@ pub(super) struct Drained {
     pub(super) holds: Vec<i64>,
     /// Their events that Kafka has.
     pub(super) published: Vec<Uuid>,
+    /// Where these went.
+    pub(super) delivered: Option<delivery::Batch>,
 }
 
 impl<R> Default for Window<R> {
@@ -246,16 +248,16 @@ impl<R> Window<R> {
         self.pages.iter().any(|p| p.lanes.binary_search(&lane).is_ok())
     }
 
-    /// Takes the pages off the front that are done, in order, each with where its events went.
-    pub(super) fn settle(&mut self) -> Vec<(Finished<R>, Option<delivery::Batch>)> {
-        let mut settled = Vec::new();
+    /// Takes the pages off the front that are done, in order, and packs where the events went that were read.
+    pub(super) fn settle(&mut self) -> (Vec<Finished<R>>, Option<delivery::Batch>) {
+        let (mut settled, mut read) = (Vec::new(), Packer::default());
         while self.pages.front().is_some_and(|p| p.open == 0) {
             let Some(page) = self.pages.pop_front() else { break };
             self.events -= page.rows.len();
             self.bytes -= page.bytes;
-            settled.push(page.finish());
+            settled.push(page.finish(&mut read));
         }
-        settled
+        (settled, read.pack())
     }
 }
 
@@ -269,8 +271,10 @@ impl<R> Page<R> {
         }
     }
 
-    fn finish(self) -> (Finished<R>, Option<delivery::Batch>) {
-        let (mut packer, mut published) = (Packer::default(), Vec::new());
+    /// `read` collects where the events went that were read; those of holds have a batch of their own.
+    fn finish(self, read: &mut Packer) -> Finished<R> {
+        let (mut held, mut published) = (Packer::default(), Vec::new());
+        let packer = if let Origin::Read(_) = self.origin { read } else { &mut held };
         for (row, mark) in self.rows.iter().zip(&self.marks) {
             // What was published has been read before.
             if let (Mark::Published(place), Ok(event)) = (mark, row.event()) {
@@ -278,14 +282,15 @@ impl<R> Page<R> {
                 published.push(event.id);
             }
         }
-        let finished = match self.origin {
+        match self.origin {
             Origin::Read(reach) => {
                 let mut lanes_of_events: Vec<i16> = self.rows.iter().map(Row::lane).collect();
                 lanes_of_events.sort_unstable();
                 Finished::Read(Settled { lanes: self.lanes, reach, lanes_of_events })
             }
-            Origin::Held(holds) => Finished::Drained(Drained { lanes: self.lanes, holds, published }),
-        };
-        (finished, packer.pack())
+            Origin::Held(holds) => {
+                Finished::Drained(Drained { lanes: self.lanes, holds, published, delivered: held.pack() })
+            }
+        }
     }
 }

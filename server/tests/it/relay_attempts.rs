@@ -1,6 +1,6 @@
 //! Attempts: the event that ends the process is found and held, and no other is blamed.
 
-use outbox_harness::eventually;
+use outbox_harness::{backlog, eventually};
 use outbox_server::config;
 use sqlx::Executor as _;
 use uuid::Uuid;
@@ -146,6 +146,32 @@ async fn of_several_events_the_least_suspected_is_tried_first() {
     outbox.all_settled().await;
     assert!(outbox.held().await.is_empty());
     relay.stop().await;
+}
+
+/// A lane that was suspected for no reason costs little: what goes one at a time is no more than its first events.
+#[tokio::test(flavor = "multi_thread")]
+async fn lanes_that_get_on_are_soon_sent_without_care() {
+    const EVENTS: usize = 2_000;
+    let outbox = Outbox::fresh("careful", 1).await;
+    let mut connection = outbox.connect().await;
+    connection.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let counted =
+        "do $$ begin execute format('alter database %I set track_functions = pl', current_database()); end $$";
+    connection.execute(counted).await.expect("calls can be counted");
+    let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
+    backlog::store(&pool, &outbox.topic, EVENTS, 100).await;
+    pool.close().await;
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    relay.stop().await;
+
+    let attempts = async || -> Option<i64> {
+        let calls = "select sum(calls)::bigint from pg_stat_user_functions where funcname = 'start_attempt'";
+        sqlx::query_scalar(calls).fetch_one(&mut outbox.connect().await).await.expect("they can be read")
+    };
+    let attempts = eventually("calls to be counted", PATIENCE, attempts).await;
+    assert!((64..=EVENTS as i64 / 5).contains(&attempts), "{attempts} of {EVENTS} events were sent one at a time");
 }
 
 /// A relay that stops as it should gives its lanes back, however often it does.

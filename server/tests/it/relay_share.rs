@@ -152,16 +152,16 @@ async fn progress_is_written_only_under_the_lanes_present_epoch() {
     store::lease::leave(&mut connection, first).await.expect("it leaves");
     store::lease::register(&mut connection, second, "second", ttl).await.expect("it registers");
     let others = store::lease::share(&mut connection, second, None).await.expect("it claims").claimed;
-    let write = store::progress::write(&mut connection, first, &before, Vec::new()).await.expect("it is answered");
+    let write = store::progress::write(&mut connection, first, &before, None).await.expect("it is answered");
     assert!(write.is_empty(), "a lane of another's is not written");
     store::lease::leave(&mut connection, second).await.expect("it leaves");
     store::lease::register(&mut connection, first, "first", ttl).await.expect("it registers");
     let again = store::lease::share(&mut connection, first, None).await.expect("it claims").claimed;
 
     assert!(others.iter().zip(&before).all(|(other, before)| other.epoch == before.epoch + 1));
-    let write = store::progress::write(&mut connection, first, &before, Vec::new()).await.expect("it is answered");
+    let write = store::progress::write(&mut connection, first, &before, None).await.expect("it is answered");
     assert!(write.is_empty(), "an earlier epoch does not write");
-    let write = store::progress::write(&mut connection, first, &again, Vec::new()).await.expect("it is answered");
+    let write = store::progress::write(&mut connection, first, &again, None).await.expect("it is answered");
     assert_eq!(write.len(), 64, "the present epoch does");
 }
 

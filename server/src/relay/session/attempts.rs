@@ -38,6 +38,8 @@ pub(super) struct Attempts {
     suspects: Vec<Uuid>,
     /// The last one.
     last: Option<Attempt>,
+    /// Whether events of careful lanes are under way, or may be among those read next.
+    under_way: bool,
 }
 
 struct Attempt {
@@ -53,6 +55,13 @@ impl Attempts {
         self.claimed = claimed.into_iter().collect();
         self.careful = careful.into_iter().collect();
         self.suspects = suspects;
+        self.under_way |= !self.careful.is_empty();
+    }
+
+    /// Whether few events are to be read at a time. A lane is sent without care again once an event of it has been passed
+    /// durably, and for that all of its page has to be done: of large pages, one event at a time.
+    pub(super) fn wants_small_pages(&self) -> bool {
+        self.under_way
     }
 
     /// The event of the last one, if it counts as long as nobody takes it back.
@@ -79,13 +88,18 @@ impl Attempts {
 impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Begins the next attempt, once the one before has ended.
     pub(super) async fn start_attempt(&mut self) -> Result<(), Error> {
-        if self.attempts.careful.is_empty() {
+        self.attempts.under_way = !self.attempts.careful.is_empty();
+        if !self.attempts.under_way {
             return Ok(());
         }
         if self.attempts.last.as_ref().is_some_and(|attempt| self.window.is_open(attempt.token)) {
             return self.take_back_attempt(OUTLIVED_AFTER).await;
         }
-        let Some((lane, token, id)) = self.next_attempt() else { return Ok(()) };
+        let Some((lane, token, id)) = self.next_attempt() else {
+            // Of nothing that was read nothing can be said.
+            self.attempts.under_way = self.window.events() == 0;
+            return Ok(());
+        };
         let owner = self.lanes.owner(self.settings.instance, [lane]);
         let ended = self.attempts.last.as_ref().map(|attempt| attempt.id);
         let patience = self.patience();

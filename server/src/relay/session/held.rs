@@ -250,12 +250,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     }
 
     /// A page of held events is settled: what Kafka has is held no more.
-    pub(super) async fn end_drain(
-        &mut self,
-        drained: Drained,
-        delivered: Option<crate::model::delivery::Batch>,
-    ) -> Result<(), Error> {
-        let Drained { lanes, holds, published } = drained;
+    pub(super) async fn end_drain(&mut self, drained: Drained) -> Result<(), Error> {
+        let Drained { lanes, holds, published, delivered } = drained;
         let owner = self.lanes.owner(self.settings.instance, lanes);
         let delivered = delivered.into_iter().collect();
         let ending = drain::end(&mut self.control, &owner, &holds, &published, &delivered);

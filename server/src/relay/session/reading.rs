@@ -11,6 +11,8 @@ use crate::relay::{
 
 /// A page is a quarter of the window, so that reading, sending and settling overlap.
 const PAGES_PER_WINDOW: usize = 4;
+/// Events of a page while they are sent one at a time: about one for each lane.
+const SMALL_PAGE: usize = 64;
 /// Pages of few events each; only a Kafka that is slow to answer lets them pile up.
 const PAGES_MAX: usize = 256;
 
@@ -49,8 +51,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
 
     pub(super) fn room(&self) -> Room {
         let config = &self.settings.config;
+        let rows_max = (config.in_flight_events_max / PAGES_PER_WINDOW).max(1);
         Room {
-            rows_max: (config.in_flight_events_max / PAGES_PER_WINDOW).max(1),
+            rows_max: if self.attempts.wants_small_pages() { rows_max.min(SMALL_PAGE) } else { rows_max },
             bytes_max: (config.in_flight_bytes_max / PAGES_PER_WINDOW).max(1),
         }
     }

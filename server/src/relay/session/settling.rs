@@ -26,19 +26,19 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if !faults.is_empty() {
             self.recover(faults, None).await?;
         }
-        let (mut deliveries, mut passed) = (Vec::new(), BTreeSet::new());
-        for (page, delivered) in self.window.settle() {
+        let (pages, delivered) = self.window.settle();
+        let mut passed = BTreeSet::new();
+        for page in pages {
             match page {
                 Finished::Read(page) => {
                     self.source.settle(&page);
-                    deliveries.extend(delivered);
                     passed.extend(page.lanes.iter().filter(|lane| page.events_of(**lane) > 0));
                 }
-                Finished::Drained(drained) => self.end_drain(drained, delivered).await?,
+                Finished::Drained(drained) => self.end_drain(drained).await?,
             }
         }
         self.spans.forget_before(self.window.first_token());
-        self.write(Unwritten::Events, deliveries).await?;
+        self.write(Unwritten::Events, delivered).await?;
         let passed = self.attempts.first_passes(passed.into_iter());
         self.passed(passed).await
     }
@@ -59,9 +59,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
 
     /// Writes the progress of lanes that are ahead of the table by at least this much, with where events went. A lane
     /// that another relay has claimed is dropped.
-    pub(super) async fn write(&mut self, at_least: Unwritten, deliveries: Vec<delivery::Batch>) -> Result<(), Error> {
+    pub(super) async fn write(&mut self, at_least: Unwritten, delivered: Option<delivery::Batch>) -> Result<(), Error> {
         let patience = self.patience();
-        let writing = self.source.write(&mut self.control, &self.lanes, at_least, deliveries);
+        let writing = self.source.write(&mut self.control, &self.lanes, at_least, delivered);
         for lane in within(patience, writing).await? {
             self.drop_lane(lane);
         }

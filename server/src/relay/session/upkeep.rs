@@ -30,7 +30,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         if Instant::now() >= self.write_at {
             self.write_at = Instant::now() + self.patience() / 3;
-            self.write(Unwritten::Empty, Vec::new()).await?;
+            self.write(Unwritten::Empty, None).await?;
         }
         if Instant::now() >= self.lease.share_at && !self.draining {
             self.take_share().await?;
@@ -108,7 +108,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if leaving.is_empty() {
             return Ok(());
         }
-        self.write(Unwritten::Empty, Vec::new()).await?;
+        self.write(Unwritten::Empty, None).await?;
         within(patience, lease::release(&mut self.control, self.settings.instance, &leaving)).await?;
         tracing::info!(lanes = leaving.len(), "lanes released");
         for lane in leaving {
@@ -124,7 +124,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         self.settle().await?;
         // The process ends by itself: what is under way was not its end.
         self.take_back_attempt(Duration::ZERO).await?;
-        self.write(Unwritten::Empty, Vec::new()).await?;
+        self.write(Unwritten::Empty, None).await?;
         within(self.patience(), lease::leave(&mut self.control, self.settings.instance)).await?;
         tracing::info!(abandoned = self.window.events(), "the relay has left");
         Ok(())

@@ -71,7 +71,7 @@ pub(super) trait Source: Send {
         connection: &mut Connection,
         lanes: &Lanes,
         at_least: Unwritten,
-        deliveries: Vec<delivery::Batch>,
+        delivered: Option<delivery::Batch>,
     ) -> impl Future<Output = Result<Vec<i16>, Error>> + Send;
 
     /// What was written is durable: its transaction, if it was part of one, has committed.

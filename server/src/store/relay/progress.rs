@@ -34,9 +34,9 @@ pub async fn write(
     connection: &mut PgConnection,
     instance: Uuid,
     lanes: &[LaneRow],
-    deliveries: Vec<Batch>,
+    delivered: Option<Batch>,
 ) -> sqlx::Result<Vec<i16>> {
-    let deliveries: delivery::Columns = deliveries.into_iter().collect();
+    let delivered: delivery::Columns = delivered.into_iter().collect();
     let mut columns = Columns::default();
     for lane in lanes {
         columns.push(lane);
@@ -55,7 +55,7 @@ pub async fn write(
          returning p.lane",
         delivery::INSERT
     );
-    let rows = deliveries
+    let rows = delivered
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
         .bind(instance)
         .bind(&columns.lane)

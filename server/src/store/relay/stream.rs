@@ -200,16 +200,16 @@ pub async fn settle(
     connection: &mut PgConnection,
     by: Direction,
     to: LogPosition,
-    deliveries: Vec<Batch>,
+    delivered: Option<Batch>,
 ) -> sqlx::Result<bool> {
-    let deliveries: delivery::Columns = deliveries.into_iter().collect();
+    let delivered: delivery::Columns = delivered.into_iter().collect();
     let statement = format!(
         "with {}
          update outbox.stream set lsn = $8::pg_lsn, lsn_index = $9
          where owner = $6 and epoch = $7 and source = 'wal'",
         delivery::INSERT
     );
-    let statement = deliveries
+    let statement = delivered
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
         .bind(by.owner)
         .bind(by.epoch)

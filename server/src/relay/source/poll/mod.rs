@@ -154,13 +154,13 @@ impl Source for Poll {
         connection: &mut Connection,
         lanes: &Lanes,
         at_least: Unwritten,
-        deliveries: Vec<delivery::Batch>,
+        delivered: Option<delivery::Batch>,
     ) -> Result<Vec<i16>, Error> {
         let rows = self.ranges.unwritten(lanes, at_least);
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let written = progress::write(connection, self.instance, &rows, deliveries).await?;
+        let written = progress::write(connection, self.instance, &rows, delivered).await?;
         let mut lost = Vec::new();
         for LaneRow { lane, .. } in rows {
             if written.contains(&lane) {

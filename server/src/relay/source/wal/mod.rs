@@ -179,7 +179,7 @@ impl Wal {
             Some(LaneRow { lane, epoch: lanes.epoch(lane)?, progress: progress.clone(), settled })
         };
         let rows: Vec<LaneRow> = lanes.iter().filter_map(row).collect();
-        if progress::write(connection, self.instance, &rows, Vec::new()).await?.len() != LANES {
+        if progress::write(connection, self.instance, &rows, None).await?.len() != LANES {
             return Err(Error::LeaseLost);
         }
         self.events.clear();
@@ -328,13 +328,13 @@ impl Source for Wal {
         connection: &mut Connection,
         lanes: &Lanes,
         at_least: Unwritten,
-        deliveries: Vec<delivery::Batch>,
+        delivered: Option<delivery::Batch>,
     ) -> Result<Vec<i16>, Error> {
         if self.done_before.len() < LANES {
             return Ok(Vec::new());
         }
         if self.unwritten >= at_least && self.settled > self.written {
-            if !stream::settle(connection, self.by, self.settled, deliveries).await? {
+            if !stream::settle(connection, self.by, self.settled, delivered).await? {
                 return Err(Error::LeaseLost);
             }
             self.written = self.settled;
