@@ -1,6 +1,11 @@
 //! A Postgres cluster of a test's own, to be stopped, broken and started again.
 
-use std::fs;
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use rustix::process::Signal;
 use uuid::Uuid;
@@ -17,11 +22,48 @@ pub struct Cluster {
 impl Cluster {
     /// Makes and starts one, with settings such as `wal_writer_delay=10s`.
     pub fn start(settings: &[&str]) -> Self {
-        // Directly below the system's folder, which the cluster's own unprivileged user can reach, too.
-        let folder = std::env::temp_dir().join(format!("outboxd-cluster-{}", Uuid::now_v7()));
-        let mut cluster = Self { url: String::new(), service: Service::postgres(folder) };
+        let mut cluster = Self { url: String::new(), service: Service::postgres(fresh_folder()) };
         cluster.url = cluster.service.start(settings);
         cluster
+    }
+
+    /// Makes and starts a standby of it, which has its failover slots, too: from Postgres 17 on. Logical slots wait for
+    /// what the standby has. It is copied while the cluster is stopped for a moment.
+    ///
+    /// # Panics
+    /// When the cluster is not the caller's to copy, or one of them does not start.
+    pub fn standby(&self) -> Self {
+        let folder = fresh_folder();
+        let port = super::outboxd::free_port();
+        let (host, own_port) = self.url.rsplit_once('@').and_then(|(_, rest)| rest.split_once(':')).expect("a URL");
+        let own_port = own_port.split('/').next().expect("a port");
+        let data = self.service.folder().join("data");
+        self.stop();
+        run("cp", &[Path::new("-a"), self.service.folder(), &folder]);
+        append(&data.join("postgresql.conf"), "synchronized_standby_slots = 'standby'\n");
+        let settings = format!(
+            "port = {port}\nprimary_conninfo = 'host={host} port={own_port} user=postgres dbname=postgres'\n\
+             primary_slot_name = 'standby'\nsync_replication_slots = on\nhot_standby_feedback = on\n"
+        );
+        let copy = folder.join("data");
+        append(&copy.join("postgresql.conf"), &settings);
+        // Copied, so that it belongs to the cluster's own user.
+        run("cp", &[Path::new("-p"), &copy.join("PG_VERSION"), &copy.join("standby.signal")]);
+        let url = self.url.replace(&format!(":{own_port}/"), &format!(":{port}/"));
+        fs::write(folder.join("url"), format!("{url}\n")).expect("the copy's address can be written");
+        let standby = Self { url, service: Service::postgres(folder) };
+        self.start_again();
+        run(
+            "psql",
+            &[
+                Path::new("-qAt"),
+                Path::new(&self.url),
+                Path::new("-c"),
+                Path::new("select pg_create_physical_replication_slot('standby', true)"),
+            ],
+        );
+        standby.start_again();
+        standby
     }
 
     /// Stops it in an orderly way.
@@ -39,6 +81,21 @@ impl Cluster {
     pub fn start_again(&self) {
         assert_eq!(self.service.start(&[]), self.url);
     }
+}
+
+/// Directly below the system's folder, which the cluster's own unprivileged user can reach, too.
+fn fresh_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("outboxd-cluster-{}", Uuid::now_v7()))
+}
+
+fn append(file: &Path, text: &str) {
+    let opened = fs::File::options().append(true).open(file);
+    opened.and_then(|mut file| file.write_all(text.as_bytes())).expect("the settings can be written");
+}
+
+fn run(program: &str, arguments: &[&Path]) {
+    let output = Command::new(program).args(arguments).output().expect("it can be run");
+    assert!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Drop for Cluster {

@@ -32,6 +32,7 @@ mod relay_share;
 mod relay_snapshot;
 mod relay_takeover;
 mod relay_wal;
+mod relay_wal_failover;
 mod relay_wal_faults;
 mod relay_wal_setup;
 mod relay_wal_switch;
