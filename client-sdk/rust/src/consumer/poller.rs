@@ -151,7 +151,7 @@ mod tests {
 
     use outbox_harness::kafka;
     use rdkafka::{
-        Offset, TopicPartitionList,
+        Message as _, Offset, TopicPartitionList,
         config::ClientConfig,
         producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
     };

@@ -59,7 +59,7 @@ impl Context {
     pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
         // librdkafka knows of a lost assignment before it is polled for the callback that tells of it. In that moment it has
         // no member id any more, and a broker takes such a commit when the group is empty: it would set back what another
-        // member has committed and left. No test hits the moment at will: it is as short as a turn of the poller.
+        // member has committed and left.
         if consumer.assignment_lost() {
             return;
         }
