@@ -7,14 +7,12 @@ use tonic::Code;
 pub(super) struct Reason {
     pub(super) name: &'static str,
     pub(super) code: Code,
-    /// For the page only: what a status advises is computed from the error.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the test holds it against the page"))]
-    retry: Retry,
+    pub(super) retry: Retry,
 }
 
 /// Whether and how to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Retry {
+pub(super) enum Retry {
     /// Not before the request is mended.
     Mend,
     /// No more: the answer will not change.

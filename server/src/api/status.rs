@@ -9,11 +9,14 @@ use outbox_proto::v1::ERROR_DOMAIN;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::reason::{self, Reason};
+use super::reason::{self, Reason, Retry};
 use crate::{
     commit::{self, Violation},
     store::{self, ConstraintKind, DocumentFault},
 };
+
+/// Before the same request is sent again, where the error itself advises nothing else.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// A status with a reason. Further details are added by the callers below.
 struct Reply {
@@ -40,7 +43,15 @@ impl Reply {
         }
     }
 
+    fn after(mut self, pause: Duration) -> Self {
+        self.details.set_retry_info(Some(pause));
+        self
+    }
+
     fn status(mut self) -> Status {
+        if self.reason.retry == Retry::Same && self.details.retry_info().is_none() {
+            self = self.after(RETRY_AFTER);
+        }
         self.details.set_error_info(self.reason.name, ERROR_DOMAIN, self.metadata);
         Status::with_error_details(self.reason.code, self.message, self.details)
     }
@@ -124,10 +135,8 @@ pub(super) fn replay_too_large(max: i64) -> Status {
 
 /// As many replays run as may.
 pub(super) fn too_many_replays(max: i32) -> Status {
-    let mut reply = reply(reason::TOO_MANY_REPLAYS, format!("{max} replays run already; wait, or cancel one"));
-    reply = reply.with("max", &max);
-    reply.details.set_retry_info(Some(Duration::from_secs(5)));
-    reply.status()
+    let message = format!("{max} replays run already; wait, or cancel one");
+    reply(reason::TOO_MANY_REPLAYS, message).with("max", &max).after(Duration::from_secs(5)).status()
 }
 
 pub(super) fn not_held(what: &str) -> Status {
@@ -137,17 +146,13 @@ pub(super) fn not_held(what: &str) -> Status {
 /// What cannot be given up just now: in words, and as metadata.
 pub(super) fn hold_draining(what: &str, (metadata, name): (&str, &str)) -> Status {
     let message = format!("{what} is being published, or was held a moment ago; try again shortly");
-    let mut reply = reply(reason::HOLD_DRAINING, message).with(metadata, &name);
-    reply.details.set_retry_info(Some(Duration::from_millis(500)));
-    reply.status()
+    reply(reason::HOLD_DRAINING, message).with(metadata, &name).status()
 }
 
 /// Too many calls wait already.
 pub(super) fn too_many_waiting(max: usize) -> Status {
     let message = format!("{max} calls wait for events already; try again shortly");
-    let mut reply = reply(reason::TOO_MANY_WAITING, message).with("max", &max);
-    reply.details.set_retry_info(Some(Duration::from_secs(1)));
-    reply.status()
+    reply(reason::TOO_MANY_WAITING, message).with("max", &max).after(Duration::from_secs(1)).status()
 }
 
 pub(super) fn commit_not_found(request_id: &str) -> Status {
@@ -203,7 +208,7 @@ pub(super) fn commit(error: &commit::Error) -> Status {
 /// Why the store could not do what was asked.
 pub(super) fn store(error: &store::Error) -> Status {
     use store::Error as E;
-    let mut reply = match error {
+    let reply = match error {
         E::Unavailable(source) => {
             tracing::warn!(error = %source, "the database cannot be reached");
             reply(
@@ -265,10 +270,10 @@ pub(super) fn store(error: &store::Error) -> Status {
             return internal();
         }
     };
-    if let Some(pause) = error.retry_after() {
-        reply.details.set_retry_info(Some(pause));
+    match error.retry_after() {
+        Some(pause) => reply.after(pause).status(),
+        None => reply.status(),
     }
-    reply.status()
 }
 
 fn internal() -> Status {

@@ -61,6 +61,16 @@ struct Candidate {
     delivered_at: DateTime<Utc>,
     topics: Vec<String>,
     places: Vec<u8>,
+    held_at: Option<DateTime<Utc>>,
+    held_reason: Option<String>,
+}
+
+/// An event's way to Kafka.
+struct Delivery {
+    place: Delivered,
+    delivered_at: DateTime<Utc>,
+    /// Since when and why it had been held.
+    held: Option<(DateTime<Utc>, Option<String>)>,
 }
 
 impl Reader {
@@ -88,8 +98,9 @@ impl Reader {
             None => step(EventState::Pending, created(id), None, None),
         };
         let mut steps = vec![first];
-        for (delivered, time) in deliveries {
-            steps.push(step(EventState::Published, time, Some(delivered), None));
+        for Delivery { place, delivered_at, held } in deliveries {
+            steps.extend(held.map(|(time, reason)| step(EventState::Held, time, None, reason)));
+            steps.push(step(EventState::Published, delivered_at, Some(place), None));
         }
         if let Some(time) = found.held_at {
             steps.push(step(EventState::Held, time, None, found.held_reason));
@@ -120,7 +131,7 @@ impl Reader {
         let positions: Vec<i64> = copies.iter().map(|copy| copy.position).collect();
         let deliveries = self.deliveries(&positions).await?;
         let steps = copies.into_iter().map(|Copy { id, position, reason, requested_by }| {
-            let place = deliveries.iter().map(|(place, _)| place).find(|place| place.position == position).cloned();
+            let place = place(&deliveries, position);
             let (state, time) = (EventState::Replayed, created(id));
             Step { state, time, place, reason: Some(reason), requested_by: Some(requested_by) }
         });
@@ -154,25 +165,28 @@ impl Reader {
         .map_err(read)
     }
 
-    /// The places of events by their positions, the earliest first.
-    async fn deliveries(&self, positions: &[i64]) -> Result<Vec<(Delivered, DateTime<Utc>)>, Error> {
+    /// How events of these positions came to Kafka, the earliest first.
+    async fn deliveries(&self, positions: &[i64]) -> Result<Vec<Delivery>, Error> {
         let candidates = candidates(self.pool(), positions).await.map_err(read)?;
-        let mut places = Vec::new();
-        for Candidate { position, delivered_at, topics, places: packed } in candidates {
-            let batch = Batch { topics, places: packed, ..Batch::default() };
+        let mut deliveries = Vec::new();
+        for Candidate { position, delivered_at, topics, places, held_at, held_reason } in candidates {
+            let batch = Batch { topics, places, ..Batch::default() };
             let place = batch.find(position).map_err(|error| Error::Internal(error.into()))?;
-            places.extend(place.map(|place| (place, delivered_at)));
+            let held = held_at.map(|time| (time, held_reason));
+            deliveries.extend(place.map(|place| Delivery { place, delivered_at, held }));
         }
-        Ok(places)
+        Ok(deliveries)
     }
 }
 
 async fn candidates(pool: &PgPool, positions: &[i64]) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as(
-        "select p.position, d.delivered_at, d.topics, d.places
+        "select p.position, d.delivered_at, d.topics, d.places,
+                (d.held -> p.position::text ->> 0)::timestamptz as held_at,
+                d.held -> p.position::text ->> 1 as held_reason
          from unnest($1::bigint[]) as p (position)
          cross join lateral (
-            select d.delivered_at, d.topics, d.places from outbox.deliveries d
+            select d.delivered_at, d.topics, d.places, d.held from outbox.deliveries d
             where d.positions @> p.position order by d.delivered_at limit $2
          ) as d
          order by d.delivered_at",
@@ -183,8 +197,14 @@ async fn candidates(pool: &PgPool, positions: &[i64]) -> sqlx::Result<Vec<Candid
     .await
 }
 
-fn whereabouts(found: Found, deliveries: &[(Delivered, DateTime<Utc>)]) -> sqlx::Result<Whereabouts> {
-    let place = deliveries.iter().find(|(place, _)| place.position == found.position).map(|(place, _)| place.clone());
+/// Where an event went first.
+fn place(deliveries: &[Delivery], position: i64) -> Option<Delivered> {
+    let delivery = deliveries.iter().find(|delivery| delivery.place.position == position);
+    delivery.map(|delivery| delivery.place.clone())
+}
+
+fn whereabouts(found: Found, deliveries: &[Delivery]) -> sqlx::Result<Whereabouts> {
+    let place = place(deliveries, found.position);
     let state = match state(&found.state)? {
         // Kafka has it, although the snapshot that says so is written later.
         EventState::Pending if place.is_some() => EventState::Published,

@@ -175,6 +175,11 @@ async fn a_parked_key_is_held_and_unparked_in_order() {
     assert_eq!(of_key, expected);
     let gone = async || (server.number("select count(*) from outbox.holds").await == 0).then_some(());
     eventually("the hold is gone", PATIENCE, gone).await;
+    let last = GetEventRequest { id: expected[expected.len() - 1].clone(), ..GetEventRequest::default() };
+    let history = server.events().get_event(last).await.expect("it is stored").into_inner().history;
+    let states: Vec<EventState> = history.iter().map(EventStep::state).collect();
+    assert_eq!(states, [EventState::Pending, EventState::Held, EventState::Published]);
+    assert_eq!(history[1].reason, "its consumer is ill", "it stays known why it was held");
     let status = server.events().unpark(unpark).await.expect_err("it is not held any more");
     assert_eq!((status.code(), fault(&status).1.as_str()), (Code::NotFound, "NOT_HELD"));
 }

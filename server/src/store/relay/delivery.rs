@@ -4,12 +4,20 @@ use sqlx::{Postgres, postgres::PgArguments, query::Query};
 
 use crate::model::delivery::Batch;
 
-/// The part of a statement that appends batches: its arguments are the first five.
-pub(super) const INSERT: &str = "delivered as (
-    insert into outbox.deliveries (positions, events, topics, places)
-    select int8range(low, high, '[]'), events, string_to_array(topics, ','), places
-    from unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::bytea[])
-        as d (low, high, events, topics, places))";
+/// For batches that were not held.
+pub(super) const NOT_HELD: &str = "null";
+
+/// The part of a statement that appends batches: its arguments are the first five. `held` is SQL that tells since when and
+/// why its events were held.
+pub(super) fn insert(held: &str) -> String {
+    format!(
+        "delivered as (
+            insert into outbox.deliveries (positions, events, topics, places, held)
+            select int8range(low, high, '[]'), events, string_to_array(topics, ','), places, {held}
+            from unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::bytea[])
+                as d (low, high, events, topics, places))"
+    )
+}
 
 /// Batches as that part's arguments.
 #[derive(Default)]

@@ -123,7 +123,8 @@ pub async fn events(
     Ok(rows)
 }
 
-/// Ends a drain: these events are held no more, and holds without further events are gone.
+/// Ends a drain: these events are held no more, and holds without further events are gone. That they were stays known with
+/// where they went.
 ///
 /// # Errors
 /// When the statement fails.
@@ -134,7 +135,9 @@ pub async fn end(
     published: &[Uuid],
     delivered: &delivery::Columns,
 ) -> sqlx::Result<()> {
-    let statement = format!("with {} select outbox.end_drain($6, $7, $8, $9, $10)", delivery::INSERT);
+    let held = "(select jsonb_object_agg(e.position, jsonb_build_array(e.held_at, h.reason))
+                 from outbox.held e join outbox.holds h using (hold) where e.id = any($10))";
+    let statement = format!("with {} select outbox.end_drain($6, $7, $8, $9, $10)", delivery::insert(held));
     delivered
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
         .bind(owner.instance)

@@ -53,7 +53,7 @@ pub async fn write(
          where p.lane = u.lane
            and p.owner = $6 and p.epoch = u.epoch
          returning p.lane",
-        delivery::INSERT
+        delivery::insert(delivery::NOT_HELD)
     );
     let rows = delivered
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))

@@ -207,7 +207,7 @@ pub async fn settle(
         "with {}
          update outbox.stream set lsn = $8::pg_lsn, lsn_index = $9
          where owner = $6 and epoch = $7 and source = 'wal'",
-        delivery::INSERT
+        delivery::insert(delivery::NOT_HELD)
     );
     let statement = delivered
         .bind(sqlx::query(sqlx::AssertSqlSafe(statement)))
