@@ -36,15 +36,25 @@ pub async fn fresh_topic(prefix: &str, partitions: i32) -> String {
 
 /// Makes a topic with the given settings.
 pub async fn create_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    make_topic(name, partitions, settings).await.expect("the topic can be created");
+}
+
+/// Makes a topic of one partition unless it is there.
+pub async fn ensure_topic(name: &str) {
+    match make_topic(name, 1, &[]).await {
+        Ok(()) | Err(Code::TopicAlreadyExists) => {}
+        Err(code) => panic!("the topic cannot be created: {code}"),
+    }
+}
+
+async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<(), Code> {
     let admin: AdminClient<DefaultClientContext> = client().create().expect("a Kafka admin client can be made");
     let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     for (key, value) in settings {
         topic = topic.set(key, value);
     }
     let made = admin.create_topics([&topic], &AdminOptions::new()).await.expect("Kafka answers");
-    for result in made {
-        result.expect("the topic can be created");
-    }
+    made.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
 }
 
 /// A plain consumer of some of a topic's partitions, from their beginning on, in no group that lasts.

@@ -127,6 +127,48 @@ async fn a_replay_publishes_each_event_again_under_its_id_through_both_sources()
     relay.stop().await;
 }
 
+/// Each part of a filter narrows it, here and in the list of events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_chooses_by_each_of_its_parts() {
+    let outbox = Outbox::fresh("filtered", 1).await;
+    let server = server(&outbox).await;
+    let relay = outbox.relay();
+    let emit = "select outbox.emit($1, t, '1', k, s)
+                from (values ('a', 'x', 'shop'), ('a', 'y', 'shop'), ('b', 'x', 'bank'), ('a', 'x', 'bank')) as e (t, k, s)";
+    sqlx::query(emit).bind(&outbox.topic).execute(&mut outbox.connect().await).await.expect("they are stored");
+    outbox.emit_to("another", Some("x"), "of another topic, and held: the topic is not there").await;
+    outbox.all_settled().await;
+
+    let all = recent(&outbox.topic);
+    let now = all.created_before.map(|time| prost_types::Timestamp { seconds: time.seconds - 3_600, nanos: 0 });
+    let earlier = now.map(|time| prost_types::Timestamp { seconds: time.seconds - 60, ..time });
+    let cases = [
+        (all.clone(), 4),
+        (EventFilter { r#type: "a".into(), ..all.clone() }, 3),
+        (EventFilter { key: Some(b"x".as_slice().into()), ..all.clone() }, 3),
+        (EventFilter { source: "bank".into(), ..all.clone() }, 2),
+        (
+            EventFilter { r#type: "a".into(), key: Some(b"x".as_slice().into()), source: "bank".into(), ..all.clone() },
+            1,
+        ),
+        (EventFilter { created_before: earlier, ..all.clone() }, 0),
+        (EventFilter { created_from: earlier, ..all.clone() }, 4),
+    ];
+    for (filter, matched) in cases {
+        let dry =
+            ReplayRequest { dry_run: true, request_id: String::new(), ..asked(Selection::Filter(filter.clone())) };
+        assert_eq!(progress(&server, &dry).await.matched, matched, "{filter:?}");
+    }
+    let list = async |request: ListEventsRequest| {
+        server.events().list_events(request).await.expect("it is answered").into_inner().events.len()
+    };
+    let of_topic = ListEventsRequest { topic: outbox.topic.clone(), ..ListEventsRequest::default() };
+    assert_eq!(list(of_topic.clone()).await, 4);
+    assert_eq!(list(ListEventsRequest { r#type: "b".into(), ..of_topic.clone() }).await, 1);
+    assert_eq!(list(ListEventsRequest { key: Some(b"x".as_slice().into()), ..of_topic }).await, 3);
+    relay.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_history_of_an_event_tells_who_had_it_published_again_and_why() {
     let outbox = Outbox::fresh("history", 1).await;

@@ -1,6 +1,6 @@
 //! What a retry meets: changed clocks and catalogs, others with the same id, conflicts, links that are cut.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use outbox_harness::{
@@ -172,6 +172,32 @@ async fn the_victim_of_a_deadlock_is_tried_again_by_the_server() {
     assert_eq!(refused.len(), 1, "without retries one of them is told");
     assert_eq!((fault(refused[0]).0, fault(refused[0]).1.as_str()), (Code::Aborted, "CONFLICT"));
     assert!(refused[0].get_details_retry_info().is_some());
+}
+
+/// A conflict of serialization is tried again as a deadlock is, for as long as the deadline allows.
+#[tokio::test]
+async fn a_conflict_that_passes_is_tried_again_and_one_that_stays_is_told_in_time() {
+    let server = Server::start_with(|config| config.commit.conflict_retries_max = 100).await;
+    // Numbers of a sequence outlive the transactions that are rolled back.
+    let rule = "create sequence tries;
+                create function conflict() returns trigger language plpgsql as $$ begin
+                    if new.id = 'a2' or nextval('tries') <= 2 then raise 'conflict' using errcode = '40001'; end if;
+                    return new;
+                end $$;
+                create trigger conflict before update on accounts for each row execute function conflict()";
+    sqlx::raw_sql(rule).execute(&server.pool).await.expect("a rule can be made");
+
+    let answer = server.outbox().commit(commit(vec![add("a1", 1)], vec![event("t", "k")])).await;
+    assert_eq!(answer.expect("it is applied in the end").into_inner().disposition(), Disposition::Applied);
+    assert_eq!((server.balance("a1").await, server.written().await), (101, (1, 1)));
+
+    let began = Instant::now();
+    let mut request = tonic::Request::new(commit(vec![add("a2", 1)], vec![event("t", "k")]));
+    request.set_timeout(Duration::from_secs(1));
+    let refused = server.outbox().commit(request).await.expect_err("it stays");
+    assert!(began.elapsed() < Duration::from_secs(1), "it is told before the caller gives up");
+    assert_eq!((fault(&refused).0, fault(&refused).1.as_str()), (Code::Aborted, "CONFLICT"));
+    assert_eq!((server.balance("a2").await, server.written().await), (100, (1, 1)));
 }
 
 #[tokio::test]

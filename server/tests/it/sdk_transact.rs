@@ -9,7 +9,10 @@ use std::{
 
 use chrono::Utc;
 use futures_util::FutureExt as _;
-use outbox_harness::eventually;
+use outbox_harness::{
+    eventually,
+    proxy::{Cut, Proxy},
+};
 use outbox_proto::v1::value::Kind;
 use outbox_sdk::{
     Client, Command, CommitError, Disposition, Isolation, NewEvent, OpenTransaction, ReadError, TransactError,
@@ -67,6 +70,29 @@ async fn a_transaction_that_loses_a_conflict_is_decided_anew_and_happens_once() 
     assert_eq!(doubled.committed.disposition(), Disposition::Applied);
     assert_eq!(doubled.committed.event_ids().expect("ids").len(), 1);
     assert_eq!((server.balance("a1").await, server.written().await), (214, (1, 1)));
+}
+
+/// The link to the database is cut while the transaction commits: only a new claim finds out that it has.
+#[tokio::test]
+async fn a_commit_whose_end_was_not_heard_is_settled_and_happens_once() {
+    for cut in [Cut::Before, Cut::During, Cut::After] {
+        let server = Server::start().await;
+        let proxy = Proxy::start(&server.url).await;
+        let behind = server.beside(|config| config.database.url.clone_from(&proxy.url)).await;
+        let runs = AtomicUsize::new(0);
+        let added = client(&behind).transact().run(async |tx| {
+            tx.run(add(1)).await?;
+            tx.event(NewEvent::new("t", "account.credited").key("a1"));
+            if runs.fetch_add(1, Ordering::Relaxed) == 0 {
+                proxy.arm("COMMIT", cut);
+            }
+            Ok::<_, OrderError>(())
+        });
+
+        let added = added.await.expect("it is settled");
+        assert_eq!(added.committed.event_ids().expect("ids").len(), 1, "{cut:?}");
+        assert_eq!((server.balance("a1").await, server.written().await), (101, (1, 1)), "{cut:?}");
+    }
 }
 
 #[tokio::test]

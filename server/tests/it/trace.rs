@@ -9,11 +9,15 @@ use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use outbox_harness::{eventually, kafka, outboxd::Outboxd, postgres::Database};
 use outbox_sdk::{Client, Command, Consumer, Event, HandlerError, NewEvent, PostgresInbox, Transaction};
 use sqlx::Executor as _;
+use tonic::{Request, transport::Endpoint};
 use tracing::{Instrument as _, Level};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _};
 
-use crate::support::otlp::{Receiver, attribute};
+use crate::support::{
+    otlp::{Receiver, attribute},
+    typed::Caller,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -79,6 +83,42 @@ async fn one_trace_runs_from_the_caller_to_the_handler() {
     let event_ids = committed.event_ids().expect("event ids");
     conventions(&send, &process, &topic, &event_ids[0].to_string());
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
+}
+
+/// An operator's own RPC has its span as any other: under the caller's, and over that of sending its event.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_of_the_operators_own_is_part_of_its_callers_trace() {
+    let receiver = Receiver::start().await;
+    let database = Database::fresh().await;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/catalog");
+    let schema = std::fs::read_to_string(deploy.join("schema.psql")).expect("the sample is there");
+    database.pool().await.execute(sqlx::AssertSqlSafe(schema)).await.expect("its tables can be made");
+    kafka::ensure_topic("users").await;
+    let log = std::env::temp_dir().join(format!("outboxd-trace-{}.log", uuid::Uuid::now_v7()));
+    let server = Outboxd::new(Path::new(env!("CARGO_BIN_EXE_outboxd")), &database.url, log.clone())
+        .set("catalog.dir", &deploy.display().to_string())
+        .set("telemetry.otlp_endpoint", &receiver.endpoint);
+    let running = server.start();
+    server.serving().await;
+    let descriptors = std::fs::read(deploy.join("shop.binpb")).expect("the sample is there");
+    let channel = Endpoint::from_shared(format!("http://{}", server.listen)).expect("an address").connect_lazy();
+    let caller = Caller::new(&descriptors, channel);
+
+    let (trace_id, span_id) = (*uuid::Uuid::now_v7().as_bytes(), "b7ad6b7169203331");
+    let mut request = Request::new(caller.message("shop.v1.Users/Activate", serde_json::json!({"userId": "user-7"})));
+    let parent = format!("00-{}-{span_id}-01", hex::encode(trace_id));
+    request.metadata_mut().insert("traceparent", parent.parse().expect("a metadata value"));
+    request.metadata_mut().insert("x-request-id", "traced".parse().expect("a metadata value"));
+    caller.send("shop.v1.Users/Activate", request).await.expect("it is applied");
+
+    let both = async || (receiver.names(&trace_id).len() >= 2).then_some(());
+    eventually("both spans to arrive", PATIENCE, both).await;
+    let span = |name: &str, kind| receiver.span(&trace_id, name, kind).unwrap_or_else(|| panic!("no span {name}"));
+    let (serve, send) = (span("shop.v1.Users/Activate", SpanKind::Server), span("send users", SpanKind::Producer));
+    assert_eq!(hex::encode(&serve.parent_span_id), span_id);
+    assert_eq!(send.parent_span_id, serve.span_id);
+    running.end();
+    std::fs::remove_file(log).expect("the log can be removed");
 }
 
 fn provider(endpoint: &str) -> SdkTracerProvider {

@@ -231,6 +231,29 @@ async fn staged_events_hold_no_key_while_their_transaction_is_open() {
     assert_eq!(server.written().await, (2, 2));
 }
 
+/// Interactive transactions have connections and a queue of their own; commits do not wait for them.
+#[tokio::test]
+async fn a_transaction_waits_for_a_place_while_commits_go_on() {
+    let server = Server::start_with(|config| {
+        config.transact.connections = 1;
+        config.transact.queue_max = 1;
+    })
+    .await;
+    let held = Transaction::open(&server, begin()).await;
+    let mut waiting = Box::pin(Transaction::begin(&server, begin()));
+    let waits = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(waits.is_err(), "there is no place yet");
+    let refused = Transaction::begin(&server, begin()).await.err().expect("one waits already");
+    assert_eq!(fault(&refused).1, "QUEUE_FULL");
+    server.outbox().commit(commit(vec![add("a1", 1)], vec![])).await.expect("a commit has its own place");
+
+    held.commit(Run::default()).await.expect("it commits");
+    let (mut next, _) = waiting.await.expect("its turn has come");
+    next.run(vec![add("a1", 1)], vec![]).await.expect("it works");
+    next.commit(Run::default()).await.expect("it commits");
+    assert_eq!(server.balance("a1").await, 102);
+}
+
 #[tokio::test]
 async fn limits_and_wrong_steps_are_named() {
     let server = Server::start_with(|config| {

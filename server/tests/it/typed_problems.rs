@@ -12,7 +12,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sqlx::Executor as _;
 
-use crate::support::typed;
+use crate::support::{cli::outboxd, outbox::PATIENCE, typed};
 
 const SCHEMA: &str = "
     create table users (id uuid primary key, name text, born date, score int8, ratio float8, tags text[],
@@ -108,6 +108,18 @@ fn file(signature: &str, option: &str, messages: &str) -> Vec<u8> {
 
 fn rpc(signature: &str, declaration: &str) -> Vec<u8> {
     file(signature, &format!("option (outbox.v1.rpc) = {{ {declaration} }};"), "")
+}
+
+/// And a server does not start with one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_wrong_declaration_ends_and_says_what_is_wrong() {
+    let (database, _) = catalog().await;
+    let wrong = rpc("(Put) returns (User)", r#"operations { command: "putt" }"#);
+    let folder = Folder::new(&[("shop.binpb", wrong)]);
+    let dir = format!("catalog.dir={}", folder.0.display());
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--set", "relay.enabled=false", "--set", &dir];
+    let said = tokio::time::timeout(PATIENCE, outboxd(&database.url, &serve)).await.expect("it ends");
+    said.assert_refused(&["shop.binpb", "t.v1.S/M", "there is no command \"putt\"; did you mean \"put\"?"]);
 }
 
 #[tokio::test]

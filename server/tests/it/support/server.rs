@@ -19,6 +19,9 @@ use tonic::{
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
+/// What users are told of every reason.
+const ERRORS: &str = include_str!("../../../../proto/ERRORS.md");
+
 /// Tables of the tests' catalog.
 const SCHEMA: &str = "
     create type mood as enum ('glad', 'so so');
@@ -233,6 +236,14 @@ impl Drop for Server {
 pub(crate) fn fault(status: &Status) -> (Code, String, HashMap<String, String>) {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "outbox.v1");
+    let row = ERRORS.lines().find(|line| line.starts_with(&format!("| `{}` |", info.reason)));
+    let row = row.unwrap_or_else(|| panic!("the page of errors does not know {}", info.reason));
+    let told: Vec<&str> = row.split('|').map(str::trim).collect();
+    let code = format!("{:?}", status.code()).to_uppercase();
+    assert_eq!(told[2].replace('_', ""), code, "the code of {}", info.reason);
+    let has_pause = status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some());
+    assert!(has_pause || told[3] != "same", "{} is to be sent again after a pause, and names none", info.reason);
+    assert!(!has_pause || ["same", "settle"].contains(&told[3]), "{} names a pause", info.reason);
     (status.code(), info.reason, info.metadata)
 }
 
