@@ -57,9 +57,8 @@ impl Context {
 
     /// Commits what is stored. `Sync` waits for Kafka's answer, at most as long as librdkafka waits for a broker.
     pub(super) fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
-        // librdkafka knows of a lost assignment before it is polled for the callback that tells of it. In that moment it has
-        // no member id any more, and a broker takes such a commit when the group is empty: it would set back what another
-        // member has committed and left.
+        // librdkafka knows of a lost assignment before it is polled for the callback that tells of it, and refuses to commit
+        // from then on: that is no failure to warn of.
         if consumer.assignment_lost() {
             return;
         }
