@@ -31,11 +31,16 @@ pub(crate) enum Fault {
     DropSlot,
 }
 
-/// How many faults there were, and how many landed in mid-work.
+/// How many faults there were.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Landed {
     pub(crate) faults: usize,
+    /// Those that found something to hit.
+    pub(crate) hit: usize,
+    /// Those that landed in mid-work: callers waited for the server, or events for the relay.
     pub(crate) landed: usize,
+    /// Those that hit while events were on their way to Kafka.
+    pub(crate) mid_publish: usize,
 }
 
 /// Who can be hit.
@@ -76,7 +81,7 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
     let mut random = StdRng::seed_from_u64(run.seed);
     let mut faults = run.options.faults();
     faults.shuffle(&mut random);
-    let mut landed = Landed { faults: faults.len(), landed: 0 };
+    let mut landed = Landed { faults: faults.len(), ..Landed::default() };
     for (index, fault) in faults.iter().enumerate() {
         let share = run.options.commits / faults.len();
         let moment = run.options.commits * index / faults.len() + random.random_range(0..share);
@@ -93,7 +98,9 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
         };
         let began = Instant::now();
         let hit = victims.hit(run, *fault, victim).await;
+        landed.hit += usize::from(hit);
         landed.landed += usize::from(hit && in_mid_work);
+        landed.mid_publish += usize::from(hit && unsettled > 0);
         println!(
             "fault {}: {fault:?} (server {victim}) after {moment} commits; callers waiting {waiting:?}, events unsettled \
              {unsettled}; over after {:.1?}",

@@ -84,10 +84,11 @@ struct Options {
     /// The relay's source to begin with: poll or wal
     #[arg(long, default_value = "poll", value_parser = ["poll", "wal"])]
     source: String,
-    /// Changes the source every so many seconds; the write transaction is then held for a third of that at a time
+    /// Changes the source every so many seconds; the write transaction is then held for a third of that at a time, since
+    /// a slot that is made waits for it
     #[arg(long, value_name = "SECONDS")]
     switch_every: Option<u64>,
-    /// Times that the slot is dropped from which the log is streamed
+    /// Times that the slot is dropped from which the log is streamed; the write transaction is then held for 3 s at a time
     #[arg(long, default_value_t = 0)]
     slot_drops: usize,
     /// Instead of outboxd's relays, runs two that keep a cursor over the positions and use SKIP LOCKED. Ends well only if
@@ -167,11 +168,14 @@ async fn main() {
     let elapsed = start.elapsed();
     let retries = run.retries.load(Ordering::Relaxed);
     println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
-    println!("{} of {} faults landed in mid-work", landed.landed, landed.faults);
+    println!(
+        "{} of {} faults landed in mid-work; {} while events were on their way to Kafka",
+        landed.landed, landed.faults, landed.mid_publish
+    );
     if run.options.naive {
         naive::believes_to_be_done(&pool).await;
     } else if run.options.switch_every.is_none() {
-        settled(&pool, "with the write transaction still open").await;
+        settled(&pool, "with the write transaction still held").await;
     }
     release.send_replace(true);
     held.await.expect("the write transaction ends");

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use crate::Run;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a write transaction is held while slots are dropped.
+const HELD_WITH_DROPS: Duration = Duration::from_secs(3);
 
 /// Changes the source until released, and counts.
 pub(crate) async fn switch(run: Arc<Run>, pool: PgPool, mut released: watch::Receiver<bool>) -> usize {
@@ -27,10 +29,14 @@ pub(crate) async fn switch(run: Arc<Run>, pool: PgPool, mut released: watch::Rec
     switches
 }
 
-/// Holds a write transaction, with its own transaction id, open until released; while sources change, for a third of the
-/// time between two changes, since a slot waits for it.
+/// Holds a write transaction, with its own transaction id, open until released; where slots are made meanwhile, since
+/// sources change or slots are dropped, only for a spell at a time, since a slot waits for it.
 pub(crate) async fn hold(run: Arc<Run>, mut released: watch::Receiver<bool>) {
-    let spell = run.options.switch_every.map_or(Duration::MAX, |every| Duration::from_secs(every) / 3);
+    let spell = match (run.options.switch_every, run.options.slot_drops) {
+        (Some(every), _) => Duration::from_secs(every) / 3,
+        (None, 0) => Duration::MAX,
+        (None, _) => HELD_WITH_DROPS,
+    };
     while !*released.borrow() {
         let Ok(mut holder) = PgConnection::connect(&run.database.url).await else {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -47,7 +53,7 @@ pub(crate) async fn hold(run: Arc<Run>, mut released: watch::Receiver<bool>) {
             }
         }
         drop(holder);
-        if run.options.switch_every.is_some() && tokio::time::timeout(spell, released.wait_for(|r| *r)).await.is_ok() {
+        if spell < Duration::MAX && tokio::time::timeout(spell, released.wait_for(|r| *r)).await.is_ok() {
             return;
         }
     }
