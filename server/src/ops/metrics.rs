@@ -80,6 +80,12 @@ fn of_database(registry: &mut Registry, numbers: &Numbers) {
     put(registry, names::INSTANCES, "Relays that run", instances.len() as f64);
     let without_owner = lanes.iter().filter(|lane| lane.owner.is_none()).count();
     put(registry, names::LANES_WITHOUT_OWNER, "Lanes without an owner", without_owner as f64);
+    let owned = Family::<Labels, Value>::default();
+    for relay in instances {
+        let labels = vec![("instance", relay.instance.to_string()), ("host", relay.host.clone())];
+        owned.get_or_create(&labels).set(relay.lanes as f64);
+    }
+    registry.register(names::INSTANCE_LANES, "Lanes that each relay owns", owned);
     of_source(registry, source);
     of_inbox(registry, inbox);
 
@@ -109,6 +115,7 @@ fn of_source(registry: &mut Registry, state: &source::State) {
         }
         registry.register(name, help, by_source);
     }
+    put(registry, names::SOURCE_EPOCH, "Raised whenever another relay directs it", state.epoch as f64);
     let has_note = f64::from(state.note.is_some());
     put(registry, names::SOURCE_HAS_NOTE, "Whether a note says why the source is not as it was asked for", has_note);
     if let Some(bytes) = state.retained_log_bytes {

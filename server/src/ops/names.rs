@@ -1,4 +1,4 @@
-//! The names of the metrics. None has a label whose values grow with events or keys.
+//! The names of the metrics. None has a label whose values grow with events or keys; those of relays that have ended are gone.
 
 /// Age of the oldest event that is not settled; 0 when every one is.
 pub const LAG_SECONDS: &str = "outboxd_relay_lag_seconds";
@@ -20,10 +20,14 @@ pub const SOURCE_IN_FORCE: &str = "outboxd_relay_source_in_force";
 pub const SOURCE_DESIRED: &str = "outboxd_relay_source_desired";
 /// 1 while there is a note that says why the source is not as it was asked for.
 pub const SOURCE_HAS_NOTE: &str = "outboxd_relay_source_has_note";
+/// Raised whenever another relay directs the source, or connects anew.
+pub const SOURCE_EPOCH: &str = "outboxd_relay_source_epoch";
 /// Bytes of log that the database keeps for the slot; absent while there is none.
 pub const RETAINED_LOG_BYTES: &str = "outboxd_relay_retained_log_bytes";
 /// Relays that run, in all processes.
 pub const INSTANCES: &str = "outboxd_relay_instances";
+/// By `instance` and `host`, of the relays that run now: lanes that each owns.
+pub const INSTANCE_LANES: &str = "outboxd_relay_instance_lanes";
 /// Lanes without an owner.
 pub const LANES_WITHOUT_OWNER: &str = "outboxd_relay_lanes_without_owner";
 /// By `lane`: events settled since the outbox was set up.

@@ -66,6 +66,9 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
     assert_eq!(value(&page, names::LAG_SECONDS), Some(0.0));
     assert_eq!(value(&page, names::LANES_OWNED), Some(64.0));
     assert_eq!(value(&page, names::PAUSED), Some(0.0));
+    let owner = page.lines().find(|line| line.starts_with(&format!("{}{{instance=", names::INSTANCE_LANES)));
+    assert!(owner.is_some_and(|line| line.contains("host=") && line.ends_with(" 64.0")), "{page}");
+    assert!(value(&page, names::SOURCE_EPOCH).is_some(), "{page}");
     for (state, claims) in [("leased", 1.0), ("run_out", 2.0)] {
         assert_eq!(value(&page, &format!("{}{{state=\"{state}\"}}", names::OPEN_CLAIMS)), Some(claims), "{page}");
     }
