@@ -86,6 +86,33 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
     assert!(page.lines().count() < 400, "{} lines", page.lines().count());
 }
 
+/// With `wal` the lanes' progress is written with checkpoints only; what is settled in between waits for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_settled_between_two_checkpoints_is_not_counted() {
+    let outbox = Outbox::fresh("beyond", 1).await;
+    // A checkpoint every ten seconds.
+    let relay = outbox.relay_with(config::Relay { lease_ttl_ms: 30_000, ..Outbox::relay_config() });
+    outbox.switch(model::source::Source::Wal).await;
+
+    let mut emitted = 0;
+    let between = async || {
+        outbox.emit_singly(7, 7).await;
+        emitted += 7;
+        let published = async || (outbox.published().await.0.len() == emitted).then_some(());
+        eventually("they are published", PATIENCE, published).await;
+        // What Kafka has acknowledged is settled a moment later.
+        let counted = async || Some(status(&outbox.url).await["unsettled"].clone()).filter(|told| told["events"] == 0);
+        let told = eventually("none counts as unsettled", PATIENCE, counted).await;
+        // Otherwise a checkpoint came just now, and there was nothing to tell apart.
+        (outbox.unsettled().await > 0).then_some(told)
+    };
+    let told = eventually("events are settled beyond the last checkpoint", PATIENCE, between).await;
+
+    assert_eq!((&told["lag_ms"], &told["is_exact"]), (&serde_json::Value::Null, &true.into()));
+    relay.stop().await;
+    assert_eq!(status(&outbox.url).await["unsettled"]["events"], 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_source_in_force_its_slot_and_the_log_kept_for_it_are_told_everywhere() {
     let (server, address) = relaying().await;

@@ -286,12 +286,15 @@ async fn progress_in_the_log_is_written_only_under_the_present_epoch() {
     assert!(stream::set_slot(&mut connection, before, &slot).await.expect("it is written"));
     assert!(stream::put_wal_in_force(&mut connection, before).await.expect("it is written"));
     let to = |lsn| LogPosition { lsn: Lsn(lsn), index: 7 };
-    assert!(stream::settle(&mut connection, before, to(200), None).await.expect("it is written"));
+    assert!(stream::settle(&mut connection, before, to(200), 0, None).await.expect("it is written"));
 
     let now = stream::direct(&mut connection, instance).await.expect("it can be asked").expect("it is its own");
-    assert!(!stream::settle(&mut connection, before, to(300), None).await.expect("it is refused"), "it woke too late");
+    assert!(
+        !stream::settle(&mut connection, before, to(300), 0, None).await.expect("it is refused"),
+        "it woke too late"
+    );
     let fallen_back = stream::put_poll_in_force(&mut connection, before, Source::Poll, None).await;
     assert!(!fallen_back.expect("it is refused"), "it changes no source either");
     assert_eq!(outbox.stream().await.slot.expect("there is one").settled, to(200));
-    assert!(stream::settle(&mut connection, now, to(400), None).await.expect("it is written"));
+    assert!(stream::settle(&mut connection, now, to(400), 0, None).await.expect("it is written"));
 }

@@ -14,7 +14,8 @@ use super::COUNT_MAX;
 /// What is not settled.
 #[derive(Clone, Debug, Serialize)]
 pub struct Unsettled {
-    /// The age of the oldest one.
+    /// The age of the oldest one. With the source `wal` that of the oldest one beyond the last checkpoint: up to a third of
+    /// the lease too old.
     pub lag_ms: Option<i64>,
     /// How many.
     pub events: i64,
@@ -34,6 +35,8 @@ struct Lanes {
     positions: String,
     /// Transactions that a snapshot of a lane saw as open.
     running: String,
+    /// Events that are settled beyond all that.
+    settled_beyond: i64,
 }
 
 const LANES: &str = "
@@ -47,7 +50,8 @@ const LANES: &str = "
            array_agg(target order by lane)::text as targets,
            array_agg(position order by lane)::text as positions,
            array(select pg_snapshot_xip(snapshot) from lanes union select pg_snapshot_xip(target) from lanes)::text
-               as running
+               as running,
+           (select settled_beyond from outbox.stream) as settled_beyond
     from lanes";
 
 const BY_INDEX: &str = "
@@ -73,12 +77,14 @@ pub(super) async fn read(pool: &PgPool) -> sqlx::Result<Unsettled> {
         }
         _ => events,
     };
-    Ok(Unsettled { lag_ms, events, is_exact })
+    // The source `wal` writes lanes' progress with checkpoints only.
+    let events = (events - lanes.settled_beyond).max(0);
+    Ok(Unsettled { lag_ms: lag_ms.filter(|_| events > 0), events, is_exact })
 }
 
 /// Counts events above each lane's bound, those of transactions that its snapshots saw as open, and those that are due.
 fn statement(lanes: &Lanes) -> String {
-    let Lanes { lowest, bounds, snapshots, targets, positions, running } = lanes;
+    let Lanes { lowest, bounds, snapshots, targets, positions, running, .. } = lanes;
     let open = format!(
         "not pg_visible_in_snapshot(xid, ('{snapshots}'::pg_snapshot[])[lane + 1])
          and not coalesce(position <= ('{positions}'::bigint[])[lane + 1]

@@ -31,6 +31,8 @@ pub struct Stream {
     pub slot: Option<Slot>,
     /// Why things are not as they were asked for.
     pub note: Option<String>,
+    /// Events that are settled beyond the lanes' progress.
+    pub settled_beyond: i64,
 }
 
 /// A replication slot, and how far it has been relayed.
@@ -59,7 +61,8 @@ pub struct Direction {
 /// When the statement fails or its answer cannot be read.
 pub async fn read(connection: &mut PgConnection) -> sqlx::Result<Stream> {
     let row = sqlx::query(
-        "select source, desired, owner, epoch, slots_made, slot, slot_snapshot::text, lsn::text, lsn_index, note
+        "select source, desired, owner, epoch, slots_made, slot, slot_snapshot::text, lsn::text, lsn_index, note,
+                settled_beyond
          from outbox.stream",
     )
     .fetch_one(connection)
@@ -87,6 +90,7 @@ pub async fn read(connection: &mut PgConnection) -> sqlx::Result<Stream> {
         slots_made: row.try_get("slots_made")?,
         slot,
         note: row.try_get("note")?,
+        settled_beyond: row.try_get("settled_beyond")?,
     })
 }
 
@@ -182,7 +186,7 @@ pub async fn put_poll_in_force(
     let statement = sqlx::query(
         "update outbox.stream
          set source = 'poll', desired = $3, note = $4, changed_at = clock_timestamp(),
-             slot = null, slot_snapshot = null, lsn = null, lsn_index = null
+             slot = null, slot_snapshot = null, lsn = null, lsn_index = null, settled_beyond = 0
          where owner is not distinct from $1 and epoch = $2",
     )
     .bind(by.owner)
@@ -192,7 +196,8 @@ pub async fn put_poll_in_force(
     Ok(statement.execute(connection).await?.rows_affected() == 1)
 }
 
-/// Writes, durably, how far the log is settled, and with it where the events went.
+/// Writes, durably, how far the log is settled, how many events that is beyond the lanes' progress, and where the events
+/// went.
 ///
 /// # Errors
 /// When the statement fails. It may then have been applied or not.
@@ -200,12 +205,13 @@ pub async fn settle(
     connection: &mut PgConnection,
     by: Direction,
     to: LogPosition,
+    beyond: i64,
     delivered: Option<Batch>,
 ) -> sqlx::Result<bool> {
     let delivered: delivery::Columns = delivered.into_iter().collect();
     let statement = format!(
         "with {}
-         update outbox.stream set lsn = $8::pg_lsn, lsn_index = $9
+         update outbox.stream set lsn = $8::pg_lsn, lsn_index = $9, settled_beyond = $10
          where owner = $6 and epoch = $7 and source = 'wal'",
         delivery::insert(delivery::NOT_HELD)
     );
@@ -214,8 +220,18 @@ pub async fn settle(
         .bind(by.owner)
         .bind(by.epoch)
         .bind(to.lsn.to_string())
-        .bind(to.index.cast_signed());
+        .bind(to.index.cast_signed())
+        .bind(beyond);
     Ok(statement.execute(connection).await?.rows_affected() == 1)
+}
+
+/// Notes that the lanes' progress is about to take in all that is settled but so many events.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn take_in(connection: &mut PgConnection, by: Direction, but: i64) -> sqlx::Result<()> {
+    let statement = sqlx::query("update outbox.stream set settled_beyond = $3 where owner = $1 and epoch = $2");
+    statement.bind(by.owner).bind(by.epoch).bind(but).execute(connection).await.map(drop)
 }
 
 /// Notes why the desired source is not in force yet.

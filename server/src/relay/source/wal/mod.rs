@@ -68,6 +68,8 @@ pub(in crate::relay) struct Wal {
     unwritten: Unwritten,
     checkpoints: Checkpoints,
     settled_since_checkpoint: usize,
+    /// Events settled that no lane's progress in the table has.
+    beyond: i64,
     /// The same by lane, to be counted in the table with the next checkpoint.
     events: BTreeMap<i16, i64>,
     mark: Mark,
@@ -119,6 +121,7 @@ impl Wal {
             unwritten: Unwritten::Nothing,
             checkpoints: Checkpoints::default(),
             settled_since_checkpoint: 1,
+            beyond: entry.stream.settled_beyond,
             events: BTreeMap::new(),
             mark: Mark { floor: 0, xid: u64::MAX },
             leaving: false,
@@ -179,6 +182,9 @@ impl Wal {
             Some(LaneRow { lane, epoch: lanes.epoch(lane)?, progress: progress.clone(), settled })
         };
         let rows: Vec<LaneRow> = lanes.iter().filter_map(row).collect();
+        // Before, so that nothing counts as settled twice: within a commit, progress does not see what is settled of it.
+        self.beyond = self.settled.index.cast_signed();
+        stream::take_in(connection, self.by, self.beyond).await?;
         if progress::write(connection, self.instance, &rows, None).await?.len() != LANES {
             return Err(Error::LeaseLost);
         }
@@ -319,6 +325,7 @@ impl Source for Wal {
             *self.events.entry(*lane).or_default() += 1;
         }
         self.settled_since_checkpoint += page.lanes_of_events.len();
+        self.beyond += page.lanes_of_events.len() as i64;
         let has_events = !page.lanes_of_events.is_empty();
         self.unwritten = self.unwritten.max(if has_events { Unwritten::Events } else { Unwritten::Empty });
     }
@@ -334,7 +341,7 @@ impl Source for Wal {
             return Ok(Vec::new());
         }
         if self.unwritten >= at_least && self.settled > self.written {
-            if !stream::settle(connection, self.by, self.settled, delivered).await? {
+            if !stream::settle(connection, self.by, self.settled, self.beyond, delivered).await? {
                 return Err(Error::LeaseLost);
             }
             self.written = self.settled;
