@@ -89,3 +89,27 @@ async fn of_a_large_backlog_only_its_beginning_is_read() {
     // Two readings of a little more than 10,000 each.
     assert!(touched.rows <= 25_000 && touched.blocks <= 8_000, "{touched:?}");
 }
+
+/// The events of a huge transaction that was open when progress was last written are no exception.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_huge_transaction_only_its_beginning_is_read() {
+    let (outbox, mut connection) = settled("huge_numbers").await;
+    let (mut writer, mut passer) = (outbox.connect().await, outbox.connect().await);
+    let mut huge = writer.begin().await.expect("it begins");
+    let emit = "select count(outbox.emit($1, 'test', to_jsonb(n), 'key-' || n % 100)) from generate_series(1, 50000) n";
+    sqlx::query(emit).bind(&outbox.topic).execute(&mut *huge).await.expect("events can be stored");
+    passer
+        .execute("update outbox.progress set snapshot = pg_current_snapshot(), floor = (select last_value from outbox.positions)")
+        .await
+        .expect("progress can be written");
+    passer.close().await.expect("it can be closed");
+    huge.commit().await.expect("it commits");
+    writer.close().await.expect("it can be closed");
+
+    let (touched, numbers) = status(&outbox, &mut connection).await;
+
+    let unsettled = &numbers["unsettled"];
+    assert!(unsettled["events"].as_i64() > Some(10_000) && unsettled["is_exact"] == false, "{unsettled}");
+    // Two readings, a block for each of their rows at most.
+    assert!(touched.rows <= 25_000 && touched.blocks <= 12_000, "{touched:?}");
+}

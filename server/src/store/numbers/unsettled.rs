@@ -64,11 +64,11 @@ pub(super) async fn read(pool: &PgPool) -> sqlx::Result<Unsettled> {
     sqlx::raw_sql(BY_INDEX).execute(&mut *reading).await?;
     let lanes: Lanes = sqlx::query_as(LANES).fetch_one(&mut *reading).await?;
     let counted = sqlx::query_as(AssertSqlSafe(statement(&lanes))).persistent(false).bind(COUNT_MAX);
-    let counted: (i64, Option<i64>, Option<i64>, Option<i64>, i64) = counted.fetch_one(&mut *reading).await?;
+    let counted: (i64, Option<i64>, Option<i64>, Option<i64>, i64, bool) = counted.fetch_one(&mut *reading).await?;
     reading.commit().await?;
-    let (events, oldest_ms, first, last, head) = counted;
+    let (events, oldest_ms, first, last, head, is_cut) = counted;
     let lag_ms = oldest_ms.map(|oldest| (Utc::now().timestamp_millis() - oldest).max(0));
-    let is_exact = events <= COUNT_MAX;
+    let is_exact = events <= COUNT_MAX && !is_cut;
     // As dense as the first ones are, up to the last position taken.
     let events = match (first, last) {
         (Some(first), Some(last)) if !is_exact => {
@@ -91,22 +91,21 @@ fn statement(lanes: &Lanes) -> String {
                           and pg_visible_in_snapshot(xid, ('{targets}'::pg_snapshot[])[lane + 1]), false)"
     );
     format!(
-        "with open as (
+        "with ended as materialized (
+            select id, position, lane, xid from outbox.events where xid = any('{running}'::xid8[]) limit $1 + 1
+         ), open as (
             (select id, position from outbox.events
              where position > {lowest} and position > ('{bounds}'::bigint[])[lane + 1] and {open}
              order by position limit $1 + 1)
             union
-            (select id, position
-             -- `offset 0`: by the index on transactions, and then in order.
-             from (select id, position, lane, xid from outbox.events where xid = any('{running}'::xid8[]) offset 0) as ended
-             where {open}
-             order by position limit $1 + 1)
+            (select id, position from ended where {open})
             union
             -- Due, and not in the stream yet.
             (select id, null from outbox.scheduled where due_at <= clock_timestamp() order by due_at limit $1 + 1)
          )
          select count(*), min(('x' || substr(replace(id::text, '-', ''), 1, 12))::bit(48)::bigint),
-                min(position), max(position), (select last_value from outbox.positions)
+                min(position), max(position), (select last_value from outbox.positions),
+                (select count(*) > $1 from ended)
          from open"
     )
 }
