@@ -26,7 +26,7 @@ fn each_breaking_change_is_found() {
         let messages = set.file.iter_mut().flat_map(|file| &mut file.message_type);
         messages.into_iter().find(|message| message.name() == name).expect("the message is there")
     }
-    let cases: [(&str, Change); 14] = [
+    let cases: [(&str, Change); 15] = [
         ("service OutboxService is gone", |set| set.file.iter_mut().for_each(|file| file.service.clear())),
         ("method OutboxService.Commit is gone", |set| {
             set.file.iter_mut().flat_map(|file| &mut file.service).for_each(|service| service.method.clear());
@@ -51,6 +51,10 @@ fn each_breaking_change_is_found() {
         }),
         ("option rpc has another number or type", |set| {
             set.file.iter_mut().flat_map(|file| &mut file.extension).for_each(|option| option.type_name = None);
+        }),
+        ("option rpc has another number or type", |set| {
+            let options = set.file.iter_mut().flat_map(|file| &mut file.extension);
+            options.for_each(|option| option.set_label(Label::Repeated));
         }),
         ("value DISPOSITION_APPLIED is gone", |set| {
             set.file.iter_mut().flat_map(|file| &mut file.enum_type).for_each(|e| e.value.clear());
@@ -137,7 +141,8 @@ fn compare(released: &FileDescriptorSet, now: &FileDescriptorSet) -> Vec<String>
     }
     for (name, released) in &released.options {
         let shape = |option: &FieldDescriptorProto| {
-            (option.number(), option.r#type(), option.type_name().to_owned(), option.extendee().to_owned())
+            let (kind, extended) = (option.type_name().to_owned(), option.extendee().to_owned());
+            (option.number(), option.r#type(), option.label(), kind, extended)
         };
         match now.options.get(name) {
             None => breaks.push(format!("option {name} is gone")),

@@ -115,7 +115,7 @@ fn of_source(registry: &mut Registry, state: &source::State) {
         }
         registry.register(name, help, by_source);
     }
-    put(registry, names::SOURCE_EPOCH, "Raised whenever another relay directs it", state.epoch as f64);
+    put(registry, names::SOURCE_EPOCH, "Raised whenever a relay takes the source's direction", state.epoch as f64);
     let has_note = f64::from(state.note.is_some());
     put(registry, names::SOURCE_HAS_NOTE, "Whether a note says why the source is not as it was asked for", has_note);
     if let Some(bytes) = state.retained_log_bytes {

@@ -20,7 +20,7 @@ pub const SOURCE_IN_FORCE: &str = "outboxd_relay_source_in_force";
 pub const SOURCE_DESIRED: &str = "outboxd_relay_source_desired";
 /// 1 while there is a note that says why the source is not as it was asked for.
 pub const SOURCE_HAS_NOTE: &str = "outboxd_relay_source_has_note";
-/// Raised whenever another relay directs the source, or connects anew.
+/// Raised whenever a relay takes the source's direction, also anew.
 pub const SOURCE_EPOCH: &str = "outboxd_relay_source_epoch";
 /// Bytes of log that the database keeps for the slot; absent while there is none.
 pub const RETAINED_LOG_BYTES: &str = "outboxd_relay_retained_log_bytes";

@@ -111,6 +111,10 @@ impl Reader {
         steps.extend(self.replays(namespace, id).await?);
         // The id's time may be the caller's; it comes first all the same.
         steps[1..].sort_by_key(|step| step.time);
+        // A hold whose drain was cut off is told by each of its deliveries, and as long as it lasts.
+        steps.dedup_by(|step, last| {
+            (step.state, last.state, step.time) == (EventState::Held, EventState::Held, last.time)
+        });
         Ok(steps)
     }
 

@@ -2,7 +2,8 @@
 //! held; and of the inbox, what it remembers.
 //!
 //! Nothing here is to cost more than probes of indexes and a bounded scan of what is not settled: what would have to be
-//! counted at length is counted to a limit, and an estimate beyond it says so. Readings are shared: a second one within a
+//! counted at length is counted to a limit, and an estimate beyond it says so. One case costs more, a lane far behind the
+//! others (see [`unsettled`]). Readings are shared: a second one within a
 //! second is the first one again.
 
 pub mod inbox;

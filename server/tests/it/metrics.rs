@@ -90,8 +90,8 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_settled_between_two_checkpoints_is_not_counted() {
     let outbox = Outbox::fresh("beyond", 1).await;
-    // A checkpoint every ten seconds.
-    let relay = outbox.relay_with(config::Relay { lease_ttl_ms: 30_000, ..Outbox::relay_config() });
+    // A checkpoint every four seconds.
+    let relay = outbox.relay_with(config::Relay { lease_ttl_ms: 12_000, ..Outbox::relay_config() });
     outbox.switch(model::source::Source::Wal).await;
 
     let mut emitted = 0;
@@ -109,8 +109,26 @@ async fn what_is_settled_between_two_checkpoints_is_not_counted() {
     let told = eventually("events are settled beyond the last checkpoint", PATIENCE, between).await;
 
     assert_eq!((&told["lag_ms"], &told["is_exact"]), (&serde_json::Value::Null, &true.into()));
+    let unsettled = async || status(&outbox.url).await["unsettled"]["events"].clone();
+
+    // The next session knows what the one before had settled.
+    relay.crash().await;
+    assert_eq!(unsettled().await, 0);
+    let mut relay = outbox.relay_with(config::Relay { lease_ttl_ms: 12_000, ..Outbox::relay_config() });
+    outbox.emit_singly(7, 7).await;
+    eventually("none counts as unsettled", PATIENCE, async || (unsettled().await == 0).then_some(())).await;
+
+    // What is beyond the last checkpoint is nobody's once the slot is lost.
+    relay.crash().await;
+    let drop = "select pg_terminate_backend(active_pid) from pg_replication_slots where active and database = current_database();
+                select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = current_database()";
+    let dropped = async || outbox.connect().await.execute(drop).await.is_ok().then_some(());
+    eventually("the slot is dropped", PATIENCE, dropped).await;
+    relay = outbox.relay();
+    outbox.all_settled().await;
     relay.stop().await;
-    assert_eq!(status(&outbox.url).await["unsettled"]["events"], 0);
+    outbox.emit_singly(7, 7).await;
+    assert_eq!(unsettled().await, 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What lanes and the application tell the polling thread.
 //!
 //! Invariant: nothing told is lost, and telling never waits. What is held is bounded by what is in flight.
-//! It deliberately carries no records: those go the other way, through each lane's own bounded queue.
+//! It deliberately carries no records: those go the other way, through each lane's own queue, bounded by its room.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},

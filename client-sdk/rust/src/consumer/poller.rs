@@ -112,7 +112,7 @@ impl Poller {
         Instant::now() < until && self.mailbox.stopping() != Some(Stop::Abort)
     }
 
-    /// Polls for rebalances; records are dropped, to be read again by whoever comes next.
+    /// Polls for rebalances; the partitions' queues are left as they are, to be read again by whoever comes next.
     fn serve_callbacks(&self) {
         for _ in 0..POLLS_PER_TURN {
             if self.consumer.poll(Duration::ZERO).is_none() {
@@ -164,6 +164,8 @@ mod tests {
     };
 
     const PATIENCE: Duration = Duration::from_secs(60);
+    /// Records of a lane.
+    const BOUND: usize = 100;
 
     fn member(group: &str) -> ClientConfig {
         let mut kafka = kafka::client();
@@ -180,21 +182,24 @@ mod tests {
         kafka
     }
 
-    /// A poller whose lanes settle everything at once; what it settled is counted.
-    fn poller(group: &str, topic: &str) -> (Poller, Arc<AtomicU64>) {
+    /// A poller whose lanes settle everything at once, but for those of one partition; what is settled is counted.
+    fn poller(group: &str, topic: &str, stuck: Option<i32>) -> (Poller, Arc<AtomicU64>) {
         let (mailbox, settled) = (Arc::<Mailbox>::default(), Arc::<AtomicU64>::default());
         let (mail, count) = (Arc::clone(&mailbox), Arc::clone(&settled));
         let start: StartLane = Box::new(move |runtime, mut end| {
             let (mail, count) = (Arc::clone(&mail), Arc::clone(&count));
             let lane = async move {
                 while let Some(record) = end.records.recv().await {
+                    if stuck == Some(record.partition()) {
+                        continue;
+                    }
                     mail.settled(Settled { epoch: end.epoch, offset: record.offset(), bytes: size(&record) });
                     count.fetch_add(1, Relaxed);
                 }
             };
             runtime.spawn(lane).abort_handle()
         });
-        let lanes = Lanes::new(start, Bound { records: 100, bytes: 1 << 20 }, Arc::default());
+        let lanes = Lanes::new(start, Bound { records: BOUND, bytes: 1 << 20 }, Arc::default());
         let (commit_interval, drain_budget) = (Duration::from_secs(1), Duration::from_secs(1));
         let context = Context::new(lanes, Arc::clone(&mailbox), drain_budget);
         let consumer = subscribe(&member(group), context, &[topic.to_owned()], &mailbox).expect("it can subscribe");
@@ -218,7 +223,7 @@ mod tests {
             producer.send(BaseRecord::<(), [u8]>::to(&topic).payload(b"{}")).map_err(|(e, _)| e).expect("it is sent");
         }
         producer.flush(PATIENCE).expect("Kafka takes the records");
-        let (poller, settled) = poller(&group, &topic);
+        let (poller, settled) = poller(&group, &topic, None);
         until("everything is settled", || {
             poller.poll().expect("it can be polled");
             settled.load(Relaxed) == 10
@@ -226,7 +231,10 @@ mod tests {
         poller.context().take_news(&poller.consumer, Duration::ZERO);
 
         // It is not polled any more, so that its partition goes to another, which commits and leaves.
-        until("its assignment is lost", || poller.consumer.assignment_lost());
+        until("its assignment is lost", || {
+            std::thread::sleep(Duration::from_millis(20));
+            poller.consumer.assignment_lost()
+        });
         let other: BaseConsumer = member(&group).create().expect("a consumer");
         other.subscribe(&[&topic]).expect("it can subscribe");
         until("another reads", || other.poll(Duration::from_millis(100)).is_some_and(|record| record.is_ok()));
@@ -238,6 +246,35 @@ mod tests {
         assert_eq!(committed(), [99]);
 
         poller.context().commit(&poller.consumer, CommitMode::Sync);
+        assert!(poller.consumer.commit_consumer_state(CommitMode::Sync).is_err(), "nor does librdkafka commit it");
         assert_eq!(committed(), [99]);
+    }
+
+    /// A partition whose lane is full is left unread, and no other waits for it. Whoever stops leaves its group at once.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_lane_holds_up_its_own_partition_only() {
+        const EACH: usize = 300;
+        let topic = kafka::fresh_topic("full", 2).await;
+        let producer: ThreadedProducer<DefaultProducerContext> = kafka::client().create().expect("a producer");
+        for n in 0..2 * EACH {
+            let record = BaseRecord::<(), [u8]>::to(&topic).payload(b"{}").partition(i32::from(n % 2 == 1));
+            producer.send(record).map_err(|(e, _)| e).expect("it is sent");
+        }
+        producer.flush(PATIENCE).expect("Kafka takes the records");
+        let (poller, settled) = poller(&topic, &topic, Some(0));
+        let left = || poller.context().lanes().room(&topic, 0).records;
+        until("the other partition is settled, and one lane is full", || {
+            poller.poll().expect("it can be polled");
+            poller.context().take_news(&poller.consumer, Duration::from_millis(1));
+            settled.load(Relaxed) == EACH as u64 && left() == 0
+        });
+        assert_eq!(poller.context().lanes().room(&topic, 1).records, BOUND, "all of it is settled");
+
+        drop(poller);
+        let next: BaseConsumer = member(&topic).create().expect("a consumer");
+        next.subscribe(&[&topic]).expect("it can subscribe");
+        let began = Instant::now();
+        until("another reads", || next.poll(Duration::from_millis(100)).is_some_and(|record| record.is_ok()));
+        assert!(began.elapsed() < Duration::from_secs(5), "it waited for a session to time out");
     }
 }

@@ -163,8 +163,8 @@ impl ConsumerContext for Context {
                 self.lanes().open(&partitions);
             }
         }
-        // `poll` returns nothing after a callback, also when there are records: see that it is called again at once.
-        // The same goes for logs and statistics.
+        // `poll` returns nothing after a callback, also when there is another, and the partitions' queues are to be read: see
+        // that both are at once. The same goes for logs and statistics.
         self.mailbox.kafka();
     }
 }

@@ -96,8 +96,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             return self.take_back_attempt(OUTLIVED_AFTER).await;
         }
         let Some((lane, token, id)) = self.next_attempt() else {
-            // Of nothing that was read nothing can be said.
-            self.attempts.under_way = self.window.events() == 0;
+            // What is read next may be careful lanes'; or an attempt waits for news of its topic, or for a flush.
+            self.attempts.under_way = self.window.events() == 0 || self.holds_careful_events();
             return Ok(());
         };
         let owner = self.lanes.owner(self.settings.instance, [lane]);
@@ -116,6 +116,14 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             tracing::warn!(lane, event_id = %id, attempts, "an event is tried again that a process died with");
         }
         Ok(())
+    }
+
+    /// Whether there is anything to be tried in careful lanes, now or later.
+    fn holds_careful_events(&self) -> bool {
+        let careful = &self.attempts.careful;
+        self.window.pages.iter().any(|page| {
+            page.rows.iter().enumerate().any(|(index, row)| page.is_open(index) && careful.contains(&row.lane()))
+        })
     }
 
     /// Of the first events of careful lanes, those whose topics are known, the least suspected.

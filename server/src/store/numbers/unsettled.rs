@@ -3,7 +3,8 @@
 //! They are counted in the order of their positions, and only so far: the index on positions gives them, whatever else is
 //! stored. The planner is held to that: left to itself it supposes so much or so little of the table to be unsettled that
 //! it reads all of it and sorts. So what each lane has done goes into the statement as arrays of constants, one element for
-//! each lane, instead of a join; and scans of whole tables are off. The age is that of the id.
+//! each lane, instead of a join; and scans of whole tables are off. Where one lane is far behind the others, what these have
+//! settled beyond it is passed over, by the index. The age is that of the id.
 
 use chrono::Utc;
 use serde::Serialize;
@@ -14,8 +15,8 @@ use super::COUNT_MAX;
 /// What is not settled.
 #[derive(Clone, Debug, Serialize)]
 pub struct Unsettled {
-    /// The age of the oldest one. With the source `wal` that of the oldest one beyond the last checkpoint: up to a third of
-    /// the lease too old.
+    /// The age of the oldest one. With the source `wal` that of the oldest one beyond the last checkpoint, which may be settled:
+    /// up to a third of the lease too old, within a large commit more.
     pub lag_ms: Option<i64>,
     /// How many.
     pub events: i64,
@@ -77,8 +78,8 @@ pub(super) async fn read(pool: &PgPool) -> sqlx::Result<Unsettled> {
         }
         _ => events,
     };
-    // The source `wal` writes lanes' progress with checkpoints only.
-    let events = (events - lanes.settled_beyond).max(0);
+    // The source `wal` writes lanes' progress with checkpoints only. Of an estimate something is left.
+    let events = (events - lanes.settled_beyond).max(i64::from(!is_exact));
     Ok(Unsettled { lag_ms: lag_ms.filter(|_| events > 0), events, is_exact })
 }
 

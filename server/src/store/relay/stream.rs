@@ -225,7 +225,7 @@ pub async fn settle(
     Ok(statement.execute(connection).await?.rows_affected() == 1)
 }
 
-/// Notes that the lanes' progress is about to take in all that is settled but so many events.
+/// Notes that the lanes' progress takes in all that is settled but so many events: in the transaction that writes it.
 ///
 /// # Errors
 /// When the statement fails.

@@ -88,7 +88,8 @@ struct Options {
     /// a slot that is made waits for it
     #[arg(long, value_name = "SECONDS")]
     switch_every: Option<u64>,
-    /// Times that the slot is dropped from which the log is streamed; the write transaction is then held for 3 s at a time
+    /// Times that the slot is dropped from which the log is streamed; unless sources change, too, the write transaction is
+    /// then held for 3 s at a time
     #[arg(long, default_value_t = 0)]
     slot_drops: usize,
     /// Instead of outboxd's relays, runs two that keep a cursor over the positions and use SKIP LOCKED. Ends well only if

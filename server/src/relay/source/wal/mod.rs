@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sqlx::Connection as _;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -182,12 +183,15 @@ impl Wal {
             Some(LaneRow { lane, epoch: lanes.epoch(lane)?, progress: progress.clone(), settled })
         };
         let rows: Vec<LaneRow> = lanes.iter().filter_map(row).collect();
-        // Before, so that nothing counts as settled twice: within a commit, progress does not see what is settled of it.
-        self.beyond = self.settled.index.cast_signed();
-        stream::take_in(connection, self.by, self.beyond).await?;
-        if progress::write(connection, self.instance, &rows, None).await?.len() != LANES {
+        // Within a commit, progress does not see what is settled of it.
+        let beyond = self.settled.index.cast_signed();
+        let mut both = connection.begin().await?;
+        stream::take_in(&mut both, self.by, beyond).await?;
+        if progress::write(&mut both, self.instance, &rows, None).await?.len() != LANES {
             return Err(Error::LeaseLost);
         }
+        both.commit().await?;
+        self.beyond = beyond;
         self.events.clear();
         self.settled_since_checkpoint = 0;
         self.left = self.leaving;
