@@ -129,8 +129,8 @@ impl Consumer {
     /// Consumes until `shutdown` is ready, then lets what is being handled end within the drain budget, commits its
     /// offsets and leaves the group. Ends at most 5 s after the budget, also when Kafka does not answer.
     ///
-    /// Cancellation: dropping the future stops at once. What is being handled is rolled back, no offset is committed
-    /// any more; another run repeats those events, and their marks keep their effects from happening twice.
+    /// Cancellation: dropping the future stops at once. What is being handled is rolled back, and no offset of it is
+    /// committed; another run repeats those events, and their marks keep their effects from happening twice.
     ///
     /// # Errors
     /// [`ConsumerError`]: a record that cannot be handled, or Kafka's client gave up. Failures that pass, such as a
