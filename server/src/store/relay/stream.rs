@@ -3,10 +3,13 @@
 //! Every write is a compare-and-set on owner and epoch, and says whether it was made: a relay that has lost the
 //! direction changes nothing. Deliberately not here: what a change of source has to wait for.
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::delivery;
+use super::{
+    delivery,
+    progress::{self, LaneRow},
+};
 use crate::model::{
     delivery::Batch,
     log::LogPosition,
@@ -225,13 +228,26 @@ pub async fn settle(
     Ok(statement.execute(connection).await?.rows_affected() == 1)
 }
 
-/// Notes that the lanes' progress takes in all that is settled but so many events: in the transaction that writes it.
+/// Writes the lanes' progress, and with it, in one transaction, that this takes in all that is settled but `beyond`
+/// events. Writes nothing and says false when the direction or one of the lanes is no longer the relay's.
 ///
 /// # Errors
-/// When the statement fails.
-pub async fn take_in(connection: &mut PgConnection, by: Direction, but: i64) -> sqlx::Result<()> {
+/// When a statement fails. All of it may then have been applied, or nothing.
+pub async fn checkpoint(
+    connection: &mut PgConnection,
+    by: Direction,
+    lanes: &[LaneRow],
+    beyond: i64,
+) -> sqlx::Result<bool> {
+    let Some(owner) = by.owner else { return Ok(false) };
+    let mut both = connection.begin().await?;
     let statement = sqlx::query("update outbox.stream set settled_beyond = $3 where owner = $1 and epoch = $2");
-    statement.bind(by.owner).bind(by.epoch).bind(but).execute(connection).await.map(drop)
+    let directs = statement.bind(owner).bind(by.epoch).bind(beyond).execute(&mut *both).await?.rows_affected() == 1;
+    if !directs || progress::write(&mut both, owner, lanes, None).await?.len() != lanes.len() {
+        return Ok(false);
+    }
+    both.commit().await?;
+    Ok(true)
 }
 
 /// Notes why the desired source is not in force yet.

@@ -12,9 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::Connection as _;
 use tokio::task::JoinHandle;
-use uuid::Uuid;
 
 use self::checkpoint::Checkpoints;
 use super::{Batch, Room, Source, Steered, Unwritten, poll::over_budget};
@@ -24,7 +22,7 @@ use crate::{
     store::relay::{
         self as store, Connection, fetch,
         lease::Mark,
-        progress::{self, LaneRow},
+        progress::LaneRow,
         replication::{Error as StreamError, Item, Stream as Link},
         row::Row,
         slot,
@@ -44,7 +42,6 @@ const BESIDE_MAX: usize = 10_000;
 
 /// The source.
 pub(in crate::relay) struct Wal {
-    instance: Uuid,
     by: Direction,
     url: String,
     slot: String,
@@ -103,7 +100,6 @@ impl Wal {
             return Err(slot_lost(&mut entry.control, by, &slot.name, &fault).await?);
         }
         Ok(Self {
-            instance: settings.instance,
             by,
             url: settings.database_url.clone(),
             slot: slot.name,
@@ -185,12 +181,9 @@ impl Wal {
         let rows: Vec<LaneRow> = lanes.iter().filter_map(row).collect();
         // Within a commit, progress does not see what is settled of it.
         let beyond = self.settled.index.cast_signed();
-        let mut both = connection.begin().await?;
-        stream::take_in(&mut both, self.by, beyond).await?;
-        if progress::write(&mut both, self.instance, &rows, None).await?.len() != LANES {
+        if rows.len() != LANES || !stream::checkpoint(connection, self.by, &rows, beyond).await? {
             return Err(Error::LeaseLost);
         }
-        both.commit().await?;
         self.beyond = beyond;
         self.events.clear();
         self.settled_since_checkpoint = 0;
