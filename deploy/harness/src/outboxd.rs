@@ -19,6 +19,8 @@ pub struct Outboxd {
     pub listen: String,
     /// `key=value` settings.
     pub settings: Vec<(String, String)>,
+    /// What it gives as its host, where it is asked whose lanes are whose.
+    pub host: Option<String>,
     /// File that its log is appended to.
     pub log: PathBuf,
 }
@@ -37,6 +39,7 @@ impl Outboxd {
             executable: executable.to_owned(),
             listen: format!("127.0.0.1:{}", free_port()),
             settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            host: None,
             log,
         }
     }
@@ -48,6 +51,13 @@ impl Outboxd {
         self
     }
 
+    /// Has it give a host of its own.
+    #[must_use]
+    pub fn on_host(mut self, host: &str) -> Self {
+        self.host = Some(host.to_owned());
+        self
+    }
+
     /// Starts the process, without waiting for it to serve.
     pub fn start(&self) -> Running {
         let log = File::options().create(true).append(true).open(&self.log).expect("the log can be opened");
@@ -56,6 +66,7 @@ impl Outboxd {
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
+        command.envs(self.host.iter().map(|host| ("HOSTNAME", host)));
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log can be shared"))

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use sqlx::PgPool;
 
-/// How long a change of source may take.
-const CHANGE_WITHIN: Duration = Duration::from_secs(120);
+/// How long a change of source may take: while whoever makes a slot is killed time and again, it is begun anew each time.
+const CHANGE_WITHIN: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Where the relays read events.

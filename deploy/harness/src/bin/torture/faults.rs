@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use rustix::process::Signal;
 use sqlx::PgPool;
 
-use crate::{LEASE_TTL, Options, Run, source};
+use crate::{HOSTS, LEASE_TTL, Options, Run, source};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +37,9 @@ pub(crate) struct Landed {
     pub(crate) faults: usize,
     /// Those that found something to hit.
     pub(crate) hit: usize,
-    /// Those that landed in mid-work: callers waited for the server, or events for the relay.
+    /// Those that landed in mid-work: callers waited for the server, or events for its relay.
     pub(crate) landed: usize,
-    /// Those that hit while events were on their way to Kafka.
+    /// Those that hit while events were on their way to Kafka, if a server was hit: in its own lanes.
     pub(crate) mid_publish: usize,
 }
 
@@ -91,19 +91,20 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
         })
         .await;
         let victim = random.random_range(0..victims.servers.len());
-        let (waiting, unsettled) = (run.waiting(), unsettled(victims.pool).await);
-        let in_mid_work = match fault {
-            Fault::KillServer | Fault::PauseServer => waiting[victim] > 0,
-            Fault::KillKafka | Fault::CrashPostgres | Fault::DropSlot => unsettled > 0,
+        let waiting = run.waiting();
+        let (callers, host) = match fault {
+            Fault::KillServer | Fault::PauseServer => (waiting[victim], Some(HOSTS[victim])),
+            Fault::KillKafka | Fault::CrashPostgres | Fault::DropSlot => (0, None),
         };
+        let unsettled = unsettled(victims.pool, host).await;
         let began = Instant::now();
         let hit = victims.hit(run, *fault, victim).await;
         landed.hit += usize::from(hit);
-        landed.landed += usize::from(hit && in_mid_work);
+        landed.landed += usize::from(hit && (callers > 0 || unsettled > 0));
         landed.mid_publish += usize::from(hit && unsettled > 0);
         println!(
             "fault {}: {fault:?} (server {victim}) after {moment} commits; callers waiting {waiting:?}, events unsettled \
-             {unsettled}; over after {:.1?}",
+             there {unsettled}; over after {:.1?}",
             index + 1,
             began.elapsed()
         );
@@ -142,10 +143,13 @@ async fn restart(service: Service, signal: Signal) {
     restarted.await.expect("the service can be started again");
 }
 
-/// How many of the newest events are not settled.
-pub(crate) async fn unsettled(pool: &PgPool) -> i64 {
+/// How many of the newest events are not settled; with a host, of those in the lanes of its relay.
+pub(crate) async fn unsettled(pool: &PgPool, host: Option<&str>) -> i64 {
     const NEWEST: &str = "
-        select count(*) from (select * from outbox.events order by position desc limit 2000) as e
-        where not outbox.is_settled(e)";
-    sqlx::query_scalar(NEWEST).fetch_one(pool).await.expect("the table can be read")
+        select count(*)
+        from (select * from outbox.events order by position desc limit 2000) as e
+        join outbox.progress p using (lane)
+        left join outbox.relays r on r.instance = p.owner
+        where not outbox.is_settled(e) and ($1::text is null or r.host = $1)";
+    sqlx::query_scalar(NEWEST).bind(host).fetch_one(pool).await.expect("the table can be read")
 }

@@ -1,9 +1,11 @@
 //! Commits under faults: several callers, two servers on one database, a write transaction held open all along, and
 //! servers killed and paused, the broker killed, Postgres stopped at once, slots dropped, at seeded random moments, while
-//! the relay's source may change. Then database, acknowledgements and the Kafka log must agree:
+//! the relay's source may change. Beside them, services emit by SQL that roll back on purpose and commit without a flush.
+//! Then database, acknowledgements and the Kafka log must agree:
 //!
 //! - every call was acknowledged once, after retries with the same request id (P5);
-//! - state = acknowledged calls, and their events = distinct events in the table = distinct events in Kafka (P1, P2, P3);
+//! - state = acknowledged calls, and their events, with those that services kept, are the table's, and Kafka's: the same
+//!   ids, none of them rolled back (P1, P2, P3);
 //! - for each key, Kafka's first occurrences are in commit order, and within a commit in its own, without a gap (P4);
 //! - repeats are at most faults × the in-flight window.
 //!
@@ -12,6 +14,7 @@
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a harness that fails says why")]
 
 mod calls;
+mod direct;
 mod faults;
 mod naive;
 mod source;
@@ -44,6 +47,8 @@ use self::faults::Victims;
 
 /// Of the servers' relays.
 const LEASE_TTL: Duration = Duration::from_secs(1);
+/// What each server gives as its host.
+const HOSTS: [&str; 2] = ["first", "second"];
 
 /// Makes faults under load and checks that nothing is lost, repeated or reordered
 #[derive(Debug, Parser)]
@@ -84,8 +89,8 @@ struct Options {
     /// The relay's source to begin with: poll or wal
     #[arg(long, default_value = "poll", value_parser = ["poll", "wal"])]
     source: String,
-    /// Changes the source every so many seconds; the write transaction is then held for a third of that at a time, since
-    /// a slot that is made waits for it
+    /// Changes the source every so many seconds; the write transaction is then held for a third of that, at most 1 s,
+    /// at a time, since a slot that is made waits for it
     #[arg(long, value_name = "SECONDS")]
     switch_every: Option<u64>,
     /// Times that the slot is dropped from which the log is streamed; unless sources change, too, the write transaction is
@@ -162,15 +167,20 @@ async fn main() {
     let switched = tokio::spawn(source::switch(Arc::clone(&run), pool.clone(), released));
     let start = Instant::now();
     let callers: Vec<_> = (0..run.options.callers).map(|n| tokio::spawn(calls::call(Arc::clone(&run), n))).collect();
+    let direct: Vec<_> = (0..direct::SERVICES).map(|n| tokio::spawn(direct::emit(Arc::clone(&run), n))).collect();
     let landed = faults::strike(&run, Victims { servers: &mut running, pool: &pool, kafka, postgres }).await;
     for caller in callers {
         caller.await.expect("a caller ends well");
+    }
+    let mut emitted = Vec::new();
+    for service in direct {
+        emitted.push(service.await.expect("a service ends well"));
     }
     let elapsed = start.elapsed();
     let retries = run.retries.load(Ordering::Relaxed);
     println!("{} commits acknowledged in {elapsed:.1?}, {retries} attempts retried", run.options.commits);
     println!(
-        "{} of {} faults landed in mid-work; {} while events were on their way to Kafka",
+        "{} of {} faults landed in mid-work; {} while events were on their way to Kafka, in the lanes of the server that was hit",
         landed.landed, landed.faults, landed.mid_publish
     );
     if run.options.naive {
@@ -186,7 +196,7 @@ async fn main() {
         settled(&pool, "after the last change").await;
     }
 
-    let findings = verdict::check(&run, &pool, landed).await;
+    let findings = verdict::check(&run, &pool, landed, &emitted).await;
     drop(running);
     let as_expected = findings.is_empty() != run.options.naive;
     if run.options.naive {
@@ -210,14 +220,15 @@ impl Run {
         commits::make_counters(&pool, options.keys.into()).await;
         pool.execute("create table held (n bigint)").await.expect("a table can be made");
         let topic = kafka::fresh_topic("torture", 6).await;
-        let server = |name: &str| {
-            Outboxd::new(&options.outboxd, &database.url, folder.join(name))
+        let server = |host: &str| {
+            Outboxd::new(&options.outboxd, &database.url, folder.join(format!("{host}.log")))
+                .on_host(host)
                 .set("catalog.dir", &folder.display().to_string())
                 .set("relay.in_flight_events_max", &options.window.to_string())
                 .set("relay.lease_ttl_ms", &LEASE_TTL.as_millis().to_string())
                 .set("relay.enabled", if options.naive { "false" } else { "true" })
         };
-        let servers = vec![server("first.log"), server("second.log")];
+        let servers = HOSTS.map(server).into();
         Self {
             options,
             seed,
@@ -242,7 +253,7 @@ async fn settled(pool: &PgPool, how: &str) {
     let start = Instant::now();
     eventually("every event to be settled", Duration::from_secs(600), async || {
         // Looking at all of them takes long: only when the newest ones are.
-        if faults::unsettled(pool).await > 0 {
+        if faults::unsettled(pool, None).await > 0 {
             return None;
         }
         // As outbox.is_settled says, by one join: called for each event it would look through every version of progress

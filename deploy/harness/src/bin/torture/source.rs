@@ -16,6 +16,8 @@ use crate::Run;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a write transaction is held while slots are dropped.
 const HELD_WITH_DROPS: Duration = Duration::from_secs(3);
+/// And while sources change: a slot has to be made between two deaths of the servers, some seconds apart.
+const HELD_WITH_SWITCHES: Duration = Duration::from_secs(1);
 
 /// Changes the source until released, and counts.
 pub(crate) async fn switch(run: Arc<Run>, pool: PgPool, mut released: watch::Receiver<bool>) -> usize {
@@ -33,7 +35,7 @@ pub(crate) async fn switch(run: Arc<Run>, pool: PgPool, mut released: watch::Rec
 /// sources change or slots are dropped, only for a spell at a time, since a slot waits for it.
 pub(crate) async fn hold(run: Arc<Run>, mut released: watch::Receiver<bool>) {
     let spell = match (run.options.switch_every, run.options.slot_drops) {
-        (Some(every), _) => Duration::from_secs(every) / 3,
+        (Some(every), _) => HELD_WITH_SWITCHES.min(Duration::from_secs(every) / 3),
         (None, 0) => Duration::MAX,
         (None, _) => HELD_WITH_DROPS,
     };
