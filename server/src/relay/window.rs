@@ -1,7 +1,7 @@
 //! What has been read and is not settled: pages in the order they were read.
 //!
 //! A page is settled when each of its events is acknowledged or given up (it is held, or its lane is not owned any
-//! more), and only after every page before it. What is in here is what a crash repeats; the session reads no more than
+//! more), and only after every page before it that has a lane in common. What is in here is what a crash repeats; the session reads no more than
 //! its limits leave room for. Tokens number the events without gaps. It deliberately sends nothing by itself.
 
 use std::collections::VecDeque;
@@ -36,7 +36,27 @@ pub(super) struct Page<R> {
     open: usize,
     bytes: usize,
     lanes: Vec<i16>,
+    /// Those that it holds up while it is not done, lost ones as well.
+    holds_up: LaneSet,
     origin: Origin<R>,
+}
+
+/// Lanes, a bit for each. Several may share one: then one waits for another without need.
+#[derive(Clone, Copy, Default)]
+struct LaneSet(u64);
+
+impl LaneSet {
+    fn of(lanes: &[i16]) -> Self {
+        Self(lanes.iter().fold(0, |set, lane| set | 1 << lane.rem_euclid(64)))
+    }
+
+    fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
 }
 
 /// Where a page comes from.
@@ -157,7 +177,8 @@ impl<R> Window<R> {
         self.next_token += rows.len();
         self.events += rows.len();
         self.bytes += bytes;
-        self.pages.push_back(Page { first_token, rows, marks, next: 0, round, open, bytes, lanes, origin });
+        let holds_up = LaneSet::of(&lanes);
+        self.pages.push_back(Page { first_token, rows, marks, next: 0, round, open, bytes, lanes, holds_up, origin });
     }
 
     /// The page and index of a token.
@@ -248,11 +269,18 @@ impl<R> Window<R> {
         self.pages.iter().any(|p| p.lanes.binary_search(&lane).is_ok())
     }
 
-    /// Takes the pages off the front that are done, in order, and packs where the events went that were read.
+    /// Takes the pages out that are done and that no other holds up, in order, and packs where the events went that were
+    /// read. So lanes that cannot get on hold up no others.
     pub(super) fn settle(&mut self) -> (Vec<Finished<R>>, Option<delivery::Batch>) {
         let (mut settled, mut read) = (Vec::new(), Packer::default());
-        while self.pages.front().is_some_and(|p| p.open == 0) {
-            let Some(page) = self.pages.pop_front() else { break };
+        let (mut held_up, mut index) = (LaneSet::default(), 0);
+        while let Some(page) = self.pages.get(index) {
+            if page.open > 0 || page.holds_up.meets(held_up) {
+                held_up.add(page.holds_up);
+                index += 1;
+                continue;
+            }
+            let Some(page) = self.pages.remove(index) else { break };
             self.events -= page.rows.len();
             self.bytes -= page.bytes;
             settled.push(page.finish(&mut read));

@@ -174,6 +174,40 @@ async fn lanes_that_get_on_are_soon_sent_without_care() {
     assert!((64..=EVENTS as i64 / 5).contains(&attempts), "{attempts} of {EVENTS} events were sent one at a time");
 }
 
+/// What goes one at a time, however slowly, neither fills the window nor keeps what others have done from being written.
+#[tokio::test(flavor = "multi_thread")]
+async fn lanes_sent_with_care_hold_up_no_others() {
+    const EVENTS: usize = 1_000;
+    let outbox = Outbox::fresh("beside", 1).await;
+    let keys = outbox.keys_in_different_lanes(&outbox.topic, 2).await;
+    let mut connection = outbox.connect().await;
+    let mut first = None;
+    for _ in 0..EVENTS {
+        let id = outbox.emit_to(&outbox.topic, Some(&keys[0]), "1").await;
+        first.get_or_insert(id);
+        outbox.emit_to(&outbox.topic, Some(&keys[1]), "1").await;
+    }
+    let suspected = "update outbox.progress set claims = 9 where lane = (select lane from outbox.events where id = $1)";
+    sqlx::query(suspected).bind(first).execute(&mut connection).await.expect("it can be set");
+
+    let faults = Faults::default();
+    faults.change(|plan| plan.swallow.extend(first));
+    let config = config::Relay { in_flight_events_max: 100, ..Outbox::relay_config() };
+    let relay = faulty(&outbox, &faults, config);
+    let left = "select count(*) from outbox.events e where not outbox.is_settled(e)";
+    eventually("the other lane's events to be settled", PATIENCE, async || {
+        let left: i64 = sqlx::query_scalar(left).fetch_one(&mut connection).await.expect("they can be counted");
+        (left == EVENTS as i64).then_some(())
+    })
+    .await;
+    relay.crash().await;
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
 /// A relay that stops as it should gives its lanes back, however often it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn clean_restarts_do_not_count() {

@@ -64,6 +64,11 @@ impl Attempts {
         self.under_way
     }
 
+    /// Lanes to be sent with care.
+    pub(super) fn careful(&self) -> &BTreeSet<i16> {
+        &self.careful
+    }
+
     /// The event of the last one, if it counts as long as nobody takes it back.
     pub(super) fn counted(&self) -> Option<Uuid> {
         self.last.as_ref().filter(|attempt| attempt.counted).map(|attempt| attempt.id)
@@ -97,7 +102,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         let Some((lane, token, id)) = self.next_attempt() else {
             // What is read next may be careful lanes'; or an attempt waits for news of its topic, or for a flush.
-            self.attempts.under_way = self.window.events() == 0 || self.holds_careful_events();
+            self.attempts.under_way = self.window.events() == 0 || self.careful_events().next().is_some();
             return Ok(());
         };
         let owner = self.lanes.owner(self.settings.instance, [lane]);
@@ -118,12 +123,13 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         Ok(())
     }
 
-    /// Whether there is anything to be tried in careful lanes, now or later.
-    fn holds_careful_events(&self) -> bool {
+    /// What is to be tried in careful lanes, now or later: the lane of each event.
+    pub(super) fn careful_events(&self) -> impl Iterator<Item = i16> {
         let careful = &self.attempts.careful;
-        self.window.pages.iter().any(|page| {
-            page.rows.iter().enumerate().any(|(index, row)| page.is_open(index) && careful.contains(&row.lane()))
-        })
+        // Of none there is nothing to look for.
+        let pages = self.window.pages.iter().take(if careful.is_empty() { 0 } else { usize::MAX });
+        let open = pages.flat_map(|page| page.rows.iter().enumerate().filter(|(index, _)| page.is_open(*index)));
+        open.map(|(_, row)| row.lane()).filter(|lane| careful.contains(lane))
     }
 
     /// Of the first events of careful lanes, those whose topics are known, the least suspected.

@@ -6,7 +6,7 @@ use super::Session;
 use crate::relay::{
     Error,
     publisher::Publisher,
-    source::{Room, Source},
+    source::{Apart, Room, Source},
 };
 
 /// A page is a quarter of the window, so that reading, sending and settling overlap.
@@ -21,7 +21,10 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     pub(super) fn ask(&mut self) {
         if !self.draining && self.held.paused.is_none() && self.has_room() && self.lease.is_held(Instant::now()) {
             let room = self.room();
-            self.source.ask(&self.lanes, room, self.lease.mark);
+            // What goes one at a time must not fill the window, nor be in one page with what need not wait for it.
+            let enough = self.careful_events().nth(room.rows_max - 1).is_some();
+            let apart = Apart { lanes: self.attempts.careful(), enough };
+            self.source.ask(&self.lanes, room, apart, self.lease.mark);
         }
     }
 

@@ -6,7 +6,7 @@
 pub(super) mod poll;
 pub(super) mod wal;
 
-use std::{future::Future, time::Instant};
+use std::{collections::BTreeSet, future::Future, time::Instant};
 
 use super::{Error, lane::Lanes, window::Settled};
 use crate::{
@@ -46,7 +46,7 @@ pub(super) trait Source: Send {
     fn next_read(&self, lanes: &Lanes) -> Option<Instant>;
 
     /// Begins to read what fits into the room, when it is time. `mark` is the lease's last.
-    fn ask(&mut self, lanes: &Lanes, room: Room, mark: Mark);
+    fn ask(&mut self, lanes: &Lanes, room: Room, apart: Apart<'_>, mark: Mark);
 
     /// Waits until there is something to take; for ever when nothing was asked for.
     fn done(&mut self) -> impl Future<Output = ()> + Send;
@@ -60,7 +60,7 @@ pub(super) trait Source: Send {
     /// The last round begun. A durable commit that begins after it makes what was read in it durable.
     fn round(&self) -> u64;
 
-    /// A batch is settled, and so is every one before it.
+    /// A batch is settled, and so is every one before it that has a lane in common.
     fn settle(&mut self, page: &Settled<Self::Reach>);
 
     /// Writes what is settled and ahead of the table by at least this much, by compare-and-set on the lanes' epochs, and
@@ -106,6 +106,15 @@ pub(super) struct Room {
     pub(super) rows_max: usize,
     /// Bytes of keys and payloads, save that the first event always fits.
     pub(super) bytes_max: usize,
+}
+
+/// Lanes that others are not to wait for. A source that reads all lanes as one need not heed it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Apart<'a> {
+    /// In no batch with others.
+    pub(super) lanes: &'a BTreeSet<i16>,
+    /// Whether so much of them is read already that no more is needed for now.
+    pub(super) enough: bool,
 }
 
 /// Events that were read together.

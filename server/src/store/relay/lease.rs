@@ -92,11 +92,20 @@ pub async fn renew(connection: &mut PgConnection, instance: Uuid, ttl: Duration)
 }
 
 /// Frees the lanes of relays that are dead, claims free ones up to the relay's share, and says how many it
-/// owns above it. A share is `share`, or the lanes divided by the live relays, rounded up.
+/// owns above it. A share is `share`, or the lanes divided by the live relays that count, rounded up.
+///
+/// A relay counts once it has lived for as long as a lease, or owns lanes; and where none has lived for so long, each does.
+/// So one that dies again and again soon after its start takes no lanes from those that last: it would get nothing
+/// done in them.
 ///
 /// # Errors
 /// When a statement fails.
-pub async fn share(connection: &mut PgConnection, instance: Uuid, share: Option<i64>) -> sqlx::Result<Share> {
+pub async fn share(
+    connection: &mut PgConnection,
+    instance: Uuid,
+    share: Option<i64>,
+    ttl: Duration,
+) -> sqlx::Result<Share> {
     // The lanes' owner becomes null with it. Whoever gets the lock of another finds it gone; shared, so that two who
     // look at once do not take each other for the owner.
     let bury = "
@@ -105,12 +114,19 @@ pub async fn share(connection: &mut PgConnection, instance: Uuid, share: Option<
                  then pg_try_advisory_xact_lock_shared(outbox.presence_class(), outbox.presence_key(instance)) end";
     sqlx::query(bury).bind(instance).execute(&mut *connection).await?;
     let (share, owned): (i64, i64) = sqlx::query_as(
-        "select coalesce($2, ceil(count(*)::numeric / greatest((select count(*) from outbox.relays), 1))::bigint),
-                count(*) filter (where owner = $1)
-         from outbox.progress",
+        "with owned as (select owner, count(*) as lanes from outbox.progress group by owner),
+              live as (select r.instance, o.lanes, r.started_at < clock_timestamp() - $3 as lasts
+                       from outbox.relays r left join owned o on o.owner = r.instance),
+              counting as (select instance from live
+                           where lasts or lanes > 0 or not exists (select from live where lasts))
+         select coalesce($2, case when exists (select from counting where instance = $1)
+                                  then ceil((select sum(lanes) from owned) / (select count(*) from counting))
+                                  else 0 end::bigint),
+                coalesce((select lanes from owned where owner = $1), 0)",
     )
     .bind(instance)
     .bind(share)
+    .bind(interval(ttl))
     .fetch_one(&mut *connection)
     .await?;
     let claimed = if owned < share { claim(connection, instance, share - owned).await? } else { Vec::new() };

@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) hold_reports: bool,
     /// Records that fail, each by this fault.
     pub(crate) fail: HashMap<Uuid, Fault>,
+    /// Records of which nothing is heard any more.
+    pub(crate) swallow: HashSet<Uuid>,
     /// Topics that are not there.
     pub(crate) missing: HashSet<String>,
     /// Stops the calling thread in front of this record, once.
@@ -104,11 +106,13 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
             plan.paused = false;
         }
         let (fault, dies) = (plan.fail.get(&id).cloned(), plan.die_before == Some(id));
+        let swallowed = plan.swallow.contains(&id);
         drop(plan);
         assert!(!dies, "the relay dies, for the test");
         match fault {
             _ if self.failed => self.fail(token, Fault::Publisher("a record before it failed".into())),
             Some(fault) => self.fail(token, fault),
+            None if swallowed => {}
             None => self.inner.enqueue(record, token)?,
         }
         let mut plan = self.faults.plan();

@@ -19,7 +19,7 @@ use self::{
     reader::{Answer, Question, Reader},
     to_wal::ToWal,
 };
-use super::{Batch, Room, Source, Steered, Unwritten};
+use super::{Apart, Batch, Room, Source, Steered, Unwritten};
 use crate::{
     model::{
         delivery,
@@ -113,7 +113,7 @@ impl Source for Poll {
         (self.reader.is_free() && self.ranges.any_idle(lanes)).then_some(self.pace.next_poll)
     }
 
-    fn ask(&mut self, lanes: &Lanes, room: Room, mark: Mark) {
+    fn ask(&mut self, lanes: &Lanes, room: Room, apart: Apart<'_>, mark: Mark) {
         if !self.reader.is_free() {
             return;
         }
@@ -121,7 +121,7 @@ impl Source for Poll {
             let number = self.pace.begin();
             self.mark = mark;
             self.reader.ask(Question::Poll(number));
-        } else if let Some((lanes, from)) = self.ranges.next_group(lanes) {
+        } else if let Some((lanes, from)) = self.ranges.next_group(lanes, apart) {
             let Room { rows_max, bytes_max } = room;
             self.reader.ask(Question::Page(Request { lanes, from, rows_max, bytes_max }));
         }

@@ -1,11 +1,11 @@
 //! How far each lane has been read, and how far it is settled.
 //!
 //! Reading runs ahead of settling; only what is settled is ever written. Lanes that have been read equally far are read
-//! together. It deliberately does not know the database.
+//! together, save those that others are not to wait for. It deliberately does not know the database.
 
 use std::collections::BTreeMap;
 
-use super::super::Unwritten;
+use super::super::{Apart, Unwritten};
 use crate::{
     model::progress::{Base, Progress},
     relay::lane::Lanes,
@@ -19,8 +19,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Ranges {
     ranges: BTreeMap<i16, Range>,
-    /// The lane whose group was read last: the next one's turn comes after it.
-    last_read: i16,
+    /// Counts the groups that were read.
+    turns: u64,
 }
 
 /// One of them.
@@ -32,6 +32,8 @@ struct Range {
     /// What is settled.
     settled: Progress,
     unwritten: Unwritten,
+    /// When its group was read last: the one that waits longest is the next.
+    turn: u64,
     /// Events settled since they were last counted in the table.
     events: i64,
 }
@@ -40,7 +42,8 @@ impl Ranges {
     /// Adds a claimed lane. Polls from number `first_poll` on are later than its progress.
     pub(super) fn add(&mut self, row: LaneRow, first_poll: u64) {
         let LaneRow { lane, progress: settled, .. } = row;
-        let range = Range { first_poll, read: settled.clone(), settled, unwritten: Unwritten::Nothing, events: 0 };
+        let range =
+            Range { first_poll, read: settled.clone(), settled, unwritten: Unwritten::Nothing, turn: 0, events: 0 };
         self.ranges.insert(lane, range);
     }
 
@@ -78,12 +81,19 @@ impl Ranges {
     }
 
     /// The next group of lanes to be read, and the progress they share.
-    pub(super) fn next_group(&mut self, lanes: &Lanes) -> Option<(Vec<i16>, Progress)> {
-        let after = self.to_be_read(lanes).filter(|(lane, _)| *lane > self.last_read);
-        let (first, range) = after.chain(self.to_be_read(lanes)).next()?;
+    pub(super) fn next_group(&mut self, lanes: &Lanes, apart: Apart<'_>) -> Option<(Vec<i16>, Progress)> {
+        let is_apart = |lane: i16| apart.lanes.contains(&lane);
+        let wanted = || self.to_be_read(lanes).filter(|(lane, _)| !(apart.enough && is_apart(*lane)));
+        let (first, range) = wanted().min_by_key(|(_, range)| range.turn)?;
         let from = range.read.clone();
-        let group = self.to_be_read(lanes).filter(|(_, r)| r.read == from).map(|(lane, _)| lane).collect();
-        self.last_read = first;
+        let is_alike = |lane: i16, range: &Range| range.read == from && is_apart(lane) == is_apart(first);
+        let group: Vec<i16> = wanted().filter(|(lane, range)| is_alike(*lane, range)).map(|(lane, _)| lane).collect();
+        self.turns += 1;
+        for lane in &group {
+            if let Some(range) = self.ranges.get_mut(lane) {
+                range.turn = self.turns;
+            }
+        }
         Some((group, from))
     }
 

@@ -15,7 +15,7 @@ use std::{
 use tokio::task::JoinHandle;
 
 use self::checkpoint::Checkpoints;
-use super::{Batch, Room, Source, Steered, Unwritten, poll::over_budget};
+use super::{Apart, Batch, Room, Source, Steered, Unwritten, poll::over_budget};
 use crate::{
     model::{delivery, log::LogPosition, progress::Progress, source::Source as Name},
     relay::{Error, Settings, lane::Lanes, session::Entry, window::Settled},
@@ -260,7 +260,7 @@ impl Source for Wal {
         (self.room.is_none() && self.can_read()).then(Instant::now)
     }
 
-    fn ask(&mut self, _: &Lanes, room: Room, mark: Mark) {
+    fn ask(&mut self, _: &Lanes, room: Room, _: Apart<'_>, mark: Mark) {
         self.mark = mark;
         if !self.can_read() {
             return;
