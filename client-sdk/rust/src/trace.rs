@@ -79,8 +79,10 @@ fn batch_span(events: &[&Event], consumer: &str, group: &str) -> Span {
         outbox.consumer = consumer,
         outbox.duplicate = Empty,
     );
-    for context in events.iter().filter_map(|event| creation_context(event)) {
-        span.add_link(context.span().span_context().clone());
+    if !span.is_disabled() {
+        for context in events.iter().filter_map(|event| creation_context(event)) {
+            span.add_link(context.span().span_context().clone());
+        }
     }
     span
 }
@@ -105,7 +107,9 @@ fn single_span(event: &Event, consumer: &str, group: &str) -> Span {
         outbox.event.type = event.event_type(),
         outbox.duplicate = Empty,
     );
-    if let Some(parent) = creation_context(event) {
+    if !span.is_disabled()
+        && let Some(parent) = creation_context(event)
+    {
         // The only error is that no OpenTelemetry layer is there: then there is no trace to join.
         let _ = span.set_parent(parent);
     }

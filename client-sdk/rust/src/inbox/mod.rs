@@ -96,6 +96,7 @@ pub trait Inbox: Clone + Send + Sync + 'static {
 
     /// Marks events as handled; of several with one identity the first is the event. In the order of `keys`.
     fn mark_all(
+        &self,
         connection: &mut <Self::Database as Database>::Connection,
         keys: &[(i32, EventKey<'_>)],
     ) -> impl Future<Output = Result<Vec<Mark>, InboxError>> + Send;

@@ -1,12 +1,20 @@
 //! The inbox on Postgres.
 //!
 //! Invariants: the mark is inserted before anything else in the transaction; a duplicate is a row that `on conflict do
-//! nothing` did not insert, never an error, for an error would abort the transaction (trap 11). An instance that is
-//! handling the same event makes the insert wait until that one's transaction ends.
+//! nothing` did not insert, never an error, for an error would abort the transaction (trap 11). Where a batch is first
+//! marked without that, at half the cost, a savepoint takes the error. An instance that is handling the same event makes
+//! the insert wait until that one's transaction ends.
 //!
 //! It deliberately does not delete marks by their age alone: `retention` knows what else has to hold.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool, Pool, Postgres, SqlStr};
 use uuid::Uuid;
@@ -27,6 +35,9 @@ const SCOPE: &str = "select id from outbox_inbox.scopes where consumer = $1 and 
 const MARK: &str =
     "insert into outbox_inbox.marks (scope, event_id, content) values ($1, $2, $3) on conflict do nothing";
 const CONTENT: &str = "select content from outbox_inbox.marks where scope = $1 and event_id = $2";
+const MARK_NEW: &str = "
+    insert into outbox_inbox.marks (scope, event_id, content)
+    select * from unnest($1::int4[], $2::uuid[], $3::int8[])";
 const MARK_ALL: &str = "
     insert into outbox_inbox.marks (scope, event_id, content)
     select * from unnest($1::int4[], $2::uuid[], $3::int8[])
@@ -42,6 +53,11 @@ const CONTENTS: &str = "
     from unnest($1::int4[], $2::uuid[]) as k (scope, event_id)
     join outbox_inbox.marks m using (scope, event_id)";
 
+/// Events of a batch that is marked as new at first: with fewer, the savepoint's round trips cost more than it saves.
+const HOPEFUL_MIN: usize = 64;
+/// Batches that are not, after a batch had a repeat: repeats come together.
+const WARY_BATCHES: u32 = 32;
+
 /// The inbox of one or more consumers in a Postgres database: the one in which their handlers work.
 ///
 /// Cheap to clone. Each worker that is handling an event holds one of the pool's connections: give the pool at least
@@ -50,12 +66,14 @@ const CONTENTS: &str = "
 pub struct PostgresInbox {
     pool: PgPool,
     scopes: Scopes,
+    /// Batches in which a repeat is to be expected.
+    wary: Arc<AtomicU32>,
 }
 
 impl PostgresInbox {
     /// The inbox in the database of this pool.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, scopes: Scopes::default() }
+        Self { pool, scopes: Scopes::default(), wary: Arc::default() }
     }
 
     /// Makes the inbox's tables, or brings them up to date, from the files in `inbox/postgres/`. Needs the right to
@@ -123,32 +141,33 @@ impl Inbox for PostgresInbox {
         Ok(Mark::of_repeat(key, stored.flatten()))
     }
 
-    async fn mark_all(connection: &mut PgConnection, keys: &[(i32, EventKey<'_>)]) -> Result<Vec<Mark>, InboxError> {
+    async fn mark_all(
+        &self,
+        connection: &mut PgConnection,
+        keys: &[(i32, EventKey<'_>)],
+    ) -> Result<Vec<Mark>, InboxError> {
         if let [(scope, key)] = keys {
             return Ok(vec![Self::mark(connection, *scope, key).await?]);
         }
-        let mut first: HashMap<(i32, Uuid), usize> = HashMap::with_capacity(keys.len());
-        for (at, (scope, key)) in keys.iter().enumerate() {
-            first.entry((*scope, key.id())).or_insert(at);
+        let names = Names::of(keys);
+        let is_wary = self.wary.fetch_update(Relaxed, Relaxed, |batches| batches.checked_sub(1)).is_ok();
+        if names.ids.len() == keys.len() && keys.len() >= HOPEFUL_MIN && !is_wary {
+            if mark_new(connection, &names).await? {
+                return Ok(vec![Mark::Fresh; keys.len()]);
+            }
+            self.wary.store(WARY_BATCHES, Relaxed);
         }
-        // In one order in every transaction: two batches with the same events must wait, not deadlock.
-        let mut once: Vec<(i32, Uuid, usize)> = first.iter().map(|((scope, id), at)| (*scope, *id, *at)).collect();
-        once.sort_unstable();
-        let scopes: Vec<i32> = once.iter().map(|(scope, ..)| *scope).collect();
-        let ids: Vec<Uuid> = once.iter().map(|(_, id, _)| *id).collect();
-        let contents: Vec<Option<i64>> =
-            once.iter().map(|(.., at)| keys[*at].1.content().map(Content::number)).collect();
-
-        let marked = sqlx::query_as::<_, (i32, Uuid)>(MARK_ALL).bind(&scopes).bind(&ids).bind(&contents);
+        let Names { scopes, ids, contents, .. } = &names;
+        let marked = sqlx::query_as::<_, (i32, Uuid)>(MARK_ALL).bind(scopes).bind(ids).bind(contents);
         let marked = marked.fetch_all(&mut *connection).await?;
         let mut marks = vec![Mark::Duplicate; keys.len()];
-        for name in &marked {
-            marks[first[name]] = Mark::Fresh;
+        for place in marked.iter().filter_map(|name| names.place(*name)) {
+            marks[place] = Mark::Fresh;
         }
         if marked.len() == keys.len() {
             return Ok(marks);
         }
-        let stored = sqlx::query_as::<_, (i32, Uuid, Option<i64>)>(CONTENTS).bind(&scopes).bind(&ids);
+        let stored = sqlx::query_as::<_, (i32, Uuid, Option<i64>)>(CONTENTS).bind(scopes).bind(ids);
         let stored = stored.fetch_all(connection).await?;
         let stored: HashMap<(i32, Uuid), Option<i64>> =
             stored.into_iter().map(|(scope, id, content)| ((scope, id), content)).collect();
@@ -170,4 +189,48 @@ impl Inbox for PostgresInbox {
     async fn commit(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::raw_sql("select 1; commit; begin").execute(connection).await.map(drop)
     }
+}
+
+/// Different events, as arrays for the database. In one order in every transaction: two batches with the same events must
+/// wait, not deadlock.
+struct Names {
+    /// Each with the place at which it comes first among the keys.
+    sorted: Vec<((i32, Uuid), usize)>,
+    scopes: Vec<i32>,
+    ids: Vec<Uuid>,
+    contents: Vec<Option<i64>>,
+}
+
+impl Names {
+    fn of(keys: &[(i32, EventKey<'_>)]) -> Self {
+        let mut sorted: Vec<((i32, Uuid), usize)> =
+            keys.iter().enumerate().map(|(at, (scope, key))| ((*scope, key.id()), at)).collect();
+        sorted.sort_unstable();
+        sorted.dedup_by_key(|(name, _)| *name);
+        let scopes = sorted.iter().map(|((scope, _), _)| *scope).collect();
+        let ids = sorted.iter().map(|((_, id), _)| *id).collect();
+        let contents = sorted.iter().map(|(_, at)| keys[*at].1.content().map(Content::number)).collect();
+        Self { sorted, scopes, ids, contents }
+    }
+
+    /// Where one of them comes first among the keys.
+    fn place(&self, name: (i32, Uuid)) -> Option<usize> {
+        let found = self.sorted.binary_search_by_key(&name, |(name, _)| *name).ok()?;
+        Some(self.sorted[found].1)
+    }
+}
+
+/// Marks all of them if none is marked. False when one is: then nothing has happened.
+async fn mark_new(connection: &mut PgConnection, names: &Names) -> Result<bool, InboxError> {
+    let mut savepoint = connection.begin().await?;
+    let marked = sqlx::query(MARK_NEW).bind(&names.scopes).bind(&names.ids).bind(&names.contents);
+    match marked.execute(&mut *savepoint).await {
+        Ok(_) => savepoint.commit().await?,
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            savepoint.rollback().await?;
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(true)
 }

@@ -109,6 +109,7 @@ impl Inbox for SqliteInbox {
 
     /// One by one: a statement costs no round trip here.
     async fn mark_all(
+        &self,
         connection: &mut SqliteConnection,
         keys: &[(i32, EventKey<'_>)],
     ) -> Result<Vec<Mark>, InboxError> {

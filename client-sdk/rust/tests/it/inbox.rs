@@ -2,7 +2,8 @@
 
 use outbox_harness::postgres::Database;
 use outbox_sdk::{
-    EventKey, Inbox as _, InboxError, PostgresInbox, ProcessError, Processed, Transaction, inbox::Content,
+    EventKey, Inbox as _, InboxError, PostgresInbox, ProcessError, Processed, Transaction,
+    inbox::{Content, Mark},
 };
 use sqlx::{PgPool, Row as _};
 use tokio::sync::oneshot;
@@ -121,6 +122,85 @@ async fn trap_11_a_duplicate_is_no_error_and_aborts_nothing() {
     // No connection was left in an aborted transaction.
     assert_eq!(count(&pool, "select count(*) from pg_stat_activity where state like '%aborted%'").await, 0);
     assert_eq!(handle(&inbox, "mailer", key(Uuid::now_v7())).await, Processed::Fresh(()));
+}
+
+/// A batch so large that it is marked as new at first, under a savepoint.
+const LARGE: usize = 200;
+
+fn keys(scope: i32, ids: &[Uuid]) -> Vec<(i32, EventKey<'static>)> {
+    ids.iter().map(|id| (scope, key(*id).holding(Content::of([id.as_bytes().as_slice()])))).collect()
+}
+
+#[tokio::test]
+async fn trap_11_a_batch_with_repeats_marks_the_rest_and_aborts_nothing() {
+    let (inbox, pool, _database) = inbox().await;
+    let scope = inbox.add_scope("mailer", "/shop").await.expect("the database is there");
+    let ids: Vec<Uuid> = (0..LARGE).map(|_| Uuid::now_v7()).collect();
+    let known = ids[7];
+    assert_eq!(handle(&inbox, "mailer", keys(scope, &[known])[0].1).await, Processed::Fresh(()));
+    let mut expected = vec![Mark::Fresh; LARGE];
+    expected[7] = Mark::Duplicate;
+    // The second time without hope, since the first had a repeat.
+    for _ in 0..2 {
+        let mut tx = pool.begin().await.unwrap();
+        assert_eq!(inbox.mark_all(&mut tx, &keys(scope, &ids)).await.expect("the database is there"), expected);
+        effect(&mut tx, known).await.expect("the transaction goes on");
+        tx.rollback().await.unwrap();
+    }
+    // With hope again, for this one has seen no repeat: another event under a known id, then the same event twice.
+    let other = PostgresInbox::new(pool.clone());
+    let mut mixed = keys(scope, &ids);
+    mixed[7].1 = key(known).holding(Content::of([b"another".as_slice()]));
+    expected[7] = Mark::Conflict;
+    let mut tx = pool.begin().await.unwrap();
+    assert_eq!(other.mark_all(&mut tx, &mixed).await.expect("the database is there"), expected);
+    tx.rollback().await.unwrap();
+    mixed[9] = mixed[8];
+    expected[9] = Mark::Duplicate;
+    let mut tx = pool.begin().await.unwrap();
+    assert_eq!(other.mark_all(&mut tx, &mixed).await.expect("the database is there"), expected);
+    tx.commit().await.unwrap();
+    assert_eq!(count(&pool, "select count(*) from outbox_inbox.marks").await, LARGE as i64 - 1);
+}
+
+/// Each waits for the other's end, and answers by it, whether it hoped or not.
+#[tokio::test]
+async fn trap_9_of_two_batches_at_once_one_marks_each_event() {
+    let (inbox, pool, _database) = inbox().await;
+    let scope = inbox.add_scope("mailer", "/shop").await.expect("the database is there");
+    for commits in [true, false] {
+        let ids: Vec<Uuid> = (0..LARGE + LARGE / 2).map(|_| Uuid::now_v7()).collect();
+        let (early, late) = (keys(scope, &ids[..LARGE]), keys(scope, &ids[LARGE / 2..]));
+        let mut first = pool.begin().await.unwrap();
+        let marks = inbox.mark_all(&mut first, &early).await.expect("the database is there");
+        assert_eq!(marks, vec![Mark::Fresh; LARGE]);
+        let hopeful = PostgresInbox::new(pool.clone());
+        let second = tokio::spawn({
+            let pool = pool.clone();
+            async move {
+                let mut tx = pool.begin().await.unwrap();
+                let marks = hopeful.mark_all(&mut tx, &late).await.expect("the database is there");
+                tx.commit().await.unwrap();
+                marks
+            }
+        });
+        let waits =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        outbox_harness::eventually("the second waits", std::time::Duration::from_secs(30), async || {
+            (count(&pool, waits).await == 1).then_some(())
+        })
+        .await;
+        let repeats = if commits {
+            first.commit().await.unwrap();
+            LARGE / 2
+        } else {
+            first.rollback().await.unwrap();
+            0
+        };
+        let marks = second.await.unwrap();
+        let expected = |at| if at < repeats { Mark::Duplicate } else { Mark::Fresh };
+        assert_eq!(marks, (0..LARGE).map(expected).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]

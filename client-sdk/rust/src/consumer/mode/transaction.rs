@@ -32,7 +32,7 @@ pub(super) async fn attempt<I: Inbox>(
         keys.push((scope(inbox, &within.consumer, event, session).await?, event.dedup_key()));
     }
     let transaction = session.begin(inbox).await.map_err(AttemptError::Inbox)?;
-    let marks = match I::mark_all(transaction, &keys).await {
+    let marks = match inbox.mark_all(transaction, &keys).await {
         Ok(marks) => marks,
         Err(error) => {
             *session = Session::default();
