@@ -62,8 +62,8 @@ pub(super) fn all(relay: &config::Relay, kafka: &config::Kafka) -> Result<BTreeM
     let fixed = FIXED.iter().map(|(name, value)| (*name, format!("it is `{value}`")));
     let refused = REFUSED.iter().map(|(name, reason)| (*name, (*reason).to_owned()));
     for (name, reason) in fixed.chain(refused) {
-        if kafka.properties.contains_key(name) {
-            return Err(Error::Property { name: name.to_owned(), reason });
+        if let Some(name) = given(&kafka.properties, name) {
+            return Err(Error::Property { name, reason });
         }
     }
     // The relay bounds what is in flight; the producer's own queue needs room for that and for what it keeps besides.
@@ -75,6 +75,11 @@ pub(super) fn all(relay: &config::Relay, kafka: &config::Kafka) -> Result<BTreeM
     all.insert("queue.buffering.max.messages".into(), (relay.in_flight_events_max + 1_000).to_string());
     all.insert("queue.buffering.max.kbytes".into(), kbytes.to_string());
     Ok(all)
+}
+
+/// The name under which a property is set, if it is: librdkafka takes those of topics with `topic.` before it, too.
+fn given(properties: &BTreeMap<String, String>, name: &str) -> Option<String> {
+    [name.to_owned(), format!("topic.{name}")].into_iter().find(|name| properties.contains_key(name))
 }
 
 #[cfg(test)]
@@ -90,8 +95,10 @@ mod tests {
     #[test]
     fn what_delivery_rests_on_cannot_be_overridden() {
         for (name, _) in FIXED.iter().chain(REFUSED) {
-            let refused = with(name, "1").expect_err("it is refused").to_string();
-            assert!(refused.contains(&format!("kafka.properties.{name}")), "{refused}");
+            for name in [(*name).to_owned(), format!("topic.{name}")] {
+                let refused = with(&name, "1").expect_err("it is refused").to_string();
+                assert!(refused.contains(&format!("kafka.properties.{name} ")), "{refused}");
+            }
         }
     }
 

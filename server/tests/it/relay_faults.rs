@@ -3,7 +3,7 @@
 use outbox_harness::{eventually, kafka};
 use outbox_server::{
     config,
-    relay::{Error, Relay, publisher::Fault},
+    relay::{Error, Reason, Relay, Status, publisher::Fault},
 };
 use rdkafka::message::Message as _;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
@@ -99,6 +99,32 @@ async fn what_is_behind_a_rejected_first_batch_does_not_pass_it() {
     assert!(passed.is_empty(), "passed the one they follow: {passed:?}");
 }
 
+/// Delivery and order rest on these properties: an operator cannot set them, under none of the names that librdkafka knows.
+#[test]
+fn what_delivery_and_order_rest_on_cannot_be_configured_away() {
+    for (name, value) in [
+        ("acks", "1"),
+        ("request.required.acks", "1"),
+        ("topic.acks", "1"),
+        ("enable.idempotence", "false"),
+        ("enable.gapless.guarantee", "false"),
+        ("message.timeout.ms", "1000"),
+        ("delivery.timeout.ms", "1000"),
+        ("topic.message.timeout.ms", "1000"),
+        ("topic.delivery.timeout.ms", "1000"),
+        ("message.send.max.retries", "1"),
+        ("partitioner", "random"),
+        ("topic.partitioner", "random"),
+        ("topic.queuing.strategy", "lifo"),
+        ("transactional.id", "relay"),
+    ] {
+        let mut kafka = kafka_config();
+        kafka.properties.insert(name.into(), value.into());
+        let refused = Relay::new(Outbox::relay_config(), &kafka, &config::Database::default()).err();
+        assert!(matches!(&refused, Some(Error::Property { name: told, .. }) if told == name), "{name}: {refused:?}");
+    }
+}
+
 /// A broker that takes nothing: the window fills, reading stops, commits go on, and all is published once it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_kafka_takes_nothing_the_window_bounds_what_is_read() {
@@ -120,6 +146,27 @@ async fn while_kafka_takes_nothing_the_window_bounds_what_is_read() {
     outbox.all_settled().await;
     assert_eq!(outbox.assert_all_published_in_order().await, 0);
     assert_eq!(faults.plan().unreported_most, 100, "never more than the window");
+    relay.stop().await;
+}
+
+/// Trap 14: the broker is there, and acknowledges nothing: nobody may take this relay for one that gets on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_events_are_not_acknowledged_is_told_until_they_are() {
+    let outbox = Outbox::fresh("stalled", 1).await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.hold_reports = true);
+    let mut relay = faulty(&outbox, &faults);
+    relay.until("it gets on", Status::is_healthy).await;
+    outbox.emit(3, 1).await;
+
+    relay.until("it is told", |s| !s.is_healthy()).await;
+    let troubles: Vec<_> = relay.status.borrow().troubles().into_iter().map(|trouble| trouble.reason).collect();
+    assert_eq!(troubles, [Reason::KafkaStalled]);
+
+    faults.change(|plan| plan.hold_reports = false);
+    relay.until("it gets on again", Status::is_healthy).await;
+    outbox.all_settled().await;
+    assert_eq!(outbox.assert_all_published_in_order().await, 0);
     relay.stop().await;
 }
 
