@@ -35,6 +35,7 @@ mod relay_wal;
 mod relay_wal_failover;
 mod relay_wal_faults;
 mod relay_wal_setup;
+mod relay_wal_slot;
 mod relay_wal_switch;
 mod relay_wal_tls;
 mod replays;

@@ -27,12 +27,12 @@ use crate::{
     },
 };
 
-async fn slot(outbox: &Outbox) -> String {
+pub(crate) async fn slot(outbox: &Outbox) -> String {
     outbox.stream().await.slot.expect("there is one").name
 }
 
 /// Ends whoever streams from the slot and drops it, as an operator might by mistake.
-async fn drop_slot(outbox: &Outbox, name: &str) {
+pub(crate) async fn drop_slot(outbox: &Outbox, name: &str) {
     let mut connection = outbox.connect().await;
     eventually("the slot can be dropped", PATIENCE, async || {
         let statement =

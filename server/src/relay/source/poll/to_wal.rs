@@ -44,6 +44,7 @@ pub(super) struct ToWal {
 }
 
 struct Making {
+    slot: String,
     task: JoinHandle<Result<Slot, SlotError>>,
     since: Instant,
     said: Instant,
@@ -80,6 +81,9 @@ impl ToWal {
             (Source::Poll, Source::Wal) => {
                 let Some(by) = self.take(connection, stream).await? else { return Ok(Steered::default()) };
                 match &stream.slot {
+                    None if self.making.as_ref().is_some_and(|making| !making.task.is_finished()) => {
+                        self.wait_for_slot(connection, by).await
+                    }
                     None => self.make(connection, by).await.map(|()| Steered::default()),
                     Some(slot) => self.wait_for_progress(connection, by, slot).await,
                 }
@@ -104,10 +108,10 @@ impl ToWal {
         Ok(self.direction)
     }
 
-    /// Begins to make a slot, or looks how that is going.
+    /// Begins to make a slot, or takes note of the one that is made.
     async fn make(&mut self, connection: &mut Connection, by: Direction) -> Result<(), Error> {
         let now = Instant::now();
-        if let Some(making) = self.making.take_if(|making| making.task.is_finished()) {
+        if let Some(making) = self.making.take() {
             match making.task.await {
                 Ok(Ok(slot)) => {
                     tracing::info!(slot = slot.name, waited_ms = making.since.elapsed().as_millis(), "a slot is made");
@@ -116,24 +120,14 @@ impl ToWal {
                 Ok(Err(error)) => self.failed(connection, by, &error.into()).await?,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
-        } else if let Some(making) = &mut self.making {
-            if now > making.said + SAY_EVERY {
-                making.said = now;
-                let waited_s = (now - making.since).as_secs();
-                tracing::info!(waited_s, "the slot waits for transactions that were writing; polling goes on");
-            }
-            if now > making.since + SLOT_PATIENCE {
-                self.stop_making();
-                tracing::warn!("the slot is given up and tried again: some transaction has been writing all along");
-            }
         } else if self.retry_at.is_none_or(|at| now >= at) {
             match self.prepare(connection, by).await {
                 Ok(None) => {}
-                Ok(Some(name)) => {
-                    tracing::info!(slot = name, "a slot is being made");
-                    let url = self.url.clone();
+                Ok(Some(slot)) => {
+                    tracing::info!(slot, "a slot is being made");
+                    let (url, name) = (self.url.clone(), slot.clone());
                     let task = tokio::spawn(async move { slot::make(&url, name).await });
-                    self.making = Some(Making { task, since: now, said: now });
+                    self.making = Some(Making { slot, task, since: now, said: now });
                 }
                 // Such as a role that may not: the connection is as good as before.
                 Err(Unfit::Database(error)) if !matches!(error, store::Error::Database(_)) => return Err(error.into()),
@@ -141,6 +135,45 @@ impl ToWal {
             }
         }
         Ok(())
+    }
+
+    /// Looks how long a slot waits for open writers, and how much log it keeps meanwhile.
+    async fn wait_for_slot(&mut self, connection: &mut Connection, by: Direction) -> Result<Steered, Error> {
+        let Some(making) = &mut self.making else { return Ok(Steered::default()) };
+        let now = Instant::now();
+        if now > making.said + SAY_EVERY {
+            making.said = now;
+            let waited_s = (now - making.since).as_secs();
+            tracing::info!(waited_s, "the slot waits for transactions that were writing; polling goes on");
+        }
+        if now > making.since + SLOT_PATIENCE {
+            self.stop_making();
+            tracing::warn!("the slot is given up and tried again: some transaction has been writing all along");
+            return Ok(Steered::default());
+        }
+        let slot = making.slot.clone();
+        match slot::state(connection, &slot).await? {
+            Some(state) => self.keep_to_budget(connection, by, &slot, state.retained_bytes).await,
+            None => Ok(Steered::default()),
+        }
+    }
+
+    /// Gives a slot up that keeps more log than it may: `poll` is what is asked for then.
+    async fn keep_to_budget(
+        &mut self,
+        connection: &mut Connection,
+        by: Direction,
+        slot: &str,
+        retained: i64,
+    ) -> Result<Steered, Error> {
+        if retained.unsigned_abs() <= self.retained_log_bytes_max {
+            return Ok(Steered { share: None, retained_log_bytes: Some(retained) });
+        }
+        let note = over_budget(retained, self.retained_log_bytes_max);
+        tracing::error!(slot, "{note}");
+        self.stop_making();
+        stream::put_poll_in_force(connection, by, Source::Poll, Some(&note)).await?;
+        Ok(Steered::default())
     }
 
     /// Makes ready for a slot; returns its name, or `None` while an old one is in the way.
@@ -186,17 +219,15 @@ impl ToWal {
                 return Ok(Steered::default());
             }
         };
-        if state.retained_bytes.unsigned_abs() > self.retained_log_bytes_max {
-            let note = over_budget(state.retained_bytes, self.retained_log_bytes_max);
-            tracing::error!(slot = slot.name, "{note}");
-            stream::put_poll_in_force(connection, by, Source::Poll, Some(&note)).await?;
-            return Ok(Steered::default());
+        let steered = self.keep_to_budget(connection, by, &slot.name, state.retained_bytes).await?;
+        if steered.retained_log_bytes.is_none() {
+            return Ok(steered);
         }
         let lanes = progress::seen(connection).await?;
         if lanes.iter().all(|seen| seen.covers(&slot.snapshot)) && stream::put_wal_in_force(connection, by).await? {
             tracing::info!(slot = slot.name, "the source in force is `wal` now");
         }
-        Ok(Steered { share: None, retained_log_bytes: Some(state.retained_bytes) })
+        Ok(steered)
     }
 
     /// Lets go of what a change that is not wanted any more, or one that a crash has cut off, has left behind.
