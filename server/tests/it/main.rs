@@ -34,6 +34,7 @@ mod relay_takeover;
 mod relay_wal;
 mod relay_wal_failover;
 mod relay_wal_faults;
+mod relay_wal_held;
 mod relay_wal_setup;
 mod relay_wal_slot;
 mod relay_wal_switch;

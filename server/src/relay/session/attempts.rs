@@ -1,8 +1,9 @@
 //! Attempts: finds the event that ends the process, by writing down each attempt before it begins.
 //!
-//! Only in lanes that were taken over again and again from relays that died, without progress in between: of all of them
-//! one event at a time is under way, so that no other is blamed, and the least suspected one is the next, so that deaths
-//! which come by themselves do not meet the same one each time. A row that a dead process has left names its event; too
+//! Only once a lane was taken over again and again from relays that died, without progress in between; then in every lane
+//! that was taken over and has passed nothing since: of all of them one event at a time is under way, so that no other is
+//! blamed, and the least suspected one is the next, so that deaths which come by themselves do not meet the same one each
+//! time. A row that a dead process has left names its event; too
 //! many of them, and the event is held. An attempt counts only against a broker that answers, and is taken back when the
 //! process has outlived it for a while: an outage of Kafka, and whoever restarts the process because of it, count for
 //! nothing. So do a clean stop, and the loss of the database that the process survives.
@@ -53,7 +54,8 @@ impl Attempts {
     /// What the table says.
     pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: Vec<i16>, suspects: Vec<Uuid>) {
         self.claimed = claimed.into_iter().collect();
-        self.careful = careful.into_iter().collect();
+        // What ends the process may be in any of them, also in one that had passed an event before the last death.
+        self.careful = if careful.is_empty() { BTreeSet::new() } else { self.claimed.clone() };
         self.suspects = suspects;
         self.under_way |= !self.careful.is_empty();
     }

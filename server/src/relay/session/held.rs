@@ -197,7 +197,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     pub(super) async fn drain_held(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         let is_time = self.held.next_drain(now).is_some_and(|at| at <= now);
-        let may = !self.draining && self.held.paused.is_none() && self.lease.is_held(now);
+        let may = !self.draining && !self.source.is_leaving() && self.held.paused.is_none() && self.lease.is_held(now);
         if !is_time || !may || self.window.drains() || !self.has_room() {
             return Ok(());
         }

@@ -171,6 +171,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         }
         if !self.draining
             && self.held.paused.is_none()
+            && !self.source.is_leaving()
             && !self.window.drains()
             && self.has_room()
             && let Some(next_drain) = self.held.next_drain(Instant::now())

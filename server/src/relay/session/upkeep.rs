@@ -76,7 +76,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     async fn steer(&mut self) -> Result<Option<i64>, Error> {
         let patience = self.patience();
         let stream = within(patience, stream::read(&mut self.control)).await?;
-        let steering = self.source.steer(&mut self.control, &self.lanes, &stream);
+        let steering = self.source.steer(&mut self.control, &self.lanes, &stream, self.window.drains());
         let steered = within(patience, steering).await?;
         self.status.send_if_modified(|status| {
             let before = (status.source, status.retained_log_bytes, status.source_note.take());

@@ -77,8 +77,11 @@ pub(super) trait Source: Send {
     /// What was written is durable: its transaction, if it was part of one, has committed.
     fn committed(&mut self);
 
+    /// Whether another source is wanted, and this one ends what it has begun: no drain is to be begun any more.
+    fn is_leaving(&self) -> bool;
+
     /// Takes notice of which source is in force and which is wanted, and carries out the next step of a change. Called
-    /// now and then.
+    /// now and then. `drains` says whether held events are under way, which a change would repeat.
     ///
     /// # Errors
     /// [`Error::SourceChanged`] once another source is in force and this one has nothing under way.
@@ -87,6 +90,7 @@ pub(super) trait Source: Send {
         connection: &mut Connection,
         lanes: &Lanes,
         stream: &Stream,
+        drains: bool,
     ) -> impl Future<Output = Result<Steered, Error>> + Send;
 }
 

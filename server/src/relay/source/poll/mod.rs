@@ -174,7 +174,18 @@ impl Source for Poll {
 
     fn committed(&mut self) {}
 
-    async fn steer(&mut self, connection: &mut Connection, lanes: &Lanes, stream: &Stream) -> Result<Steered, Error> {
+    fn is_leaving(&self) -> bool {
+        // It gives its lanes up one by one, each with nothing under way.
+        false
+    }
+
+    async fn steer(
+        &mut self,
+        connection: &mut Connection,
+        lanes: &Lanes,
+        stream: &Stream,
+        _: bool,
+    ) -> Result<Steered, Error> {
         self.to_wal.steer(connection, lanes.len(), stream).await
     }
 }

@@ -354,7 +354,17 @@ impl Source for Wal {
         }
     }
 
-    async fn steer(&mut self, connection: &mut Connection, _: &Lanes, stream: &Stream) -> Result<Steered, Error> {
+    fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    async fn steer(
+        &mut self,
+        connection: &mut Connection,
+        _: &Lanes,
+        stream: &Stream,
+        drains: bool,
+    ) -> Result<Steered, Error> {
         if stream.owner != self.by.owner || stream.epoch != self.by.epoch {
             return Err(Error::LeaseLost);
         }
@@ -365,7 +375,7 @@ impl Source for Wal {
             tracing::info!("`poll` is wanted: the log is streamed up to a checkpoint");
             self.leaving = true;
         }
-        if self.left {
+        if self.left && !drains {
             stream::put_poll_in_force(connection, self.by, Name::Poll, None).await?;
             tracing::info!("the source in force is `poll` now");
             return Err(Error::SourceChanged(Name::Poll));
