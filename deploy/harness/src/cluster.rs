@@ -27,8 +27,8 @@ impl Cluster {
         cluster
     }
 
-    /// Makes and starts a standby of it, which has its failover slots, too: from Postgres 17 on. Logical slots wait for
-    /// what the standby has. It is copied while the cluster is stopped for a moment.
+    /// Makes and starts a standby of it. From Postgres 17 on it has the failover slots, too, and logical slots wait for
+    /// what it has. It is copied while the cluster is stopped for a moment.
     ///
     /// # Panics
     /// When the cluster is not the caller's to copy, or one of them does not start.
@@ -40,13 +40,16 @@ impl Cluster {
         let data = self.service.folder().join("data");
         self.stop();
         run("cp", &[Path::new("-a"), self.service.folder(), &folder]);
-        append(&data.join("postgresql.conf"), "synchronized_standby_slots = 'standby'\n");
         let settings = format!(
             "port = {port}\nprimary_conninfo = 'host={host} port={own_port} user=postgres dbname=postgres'\n\
-             primary_slot_name = 'standby'\nsync_replication_slots = on\nhot_standby_feedback = on\n"
+             primary_slot_name = 'standby'\nhot_standby_feedback = on\n"
         );
         let copy = folder.join("data");
         append(&copy.join("postgresql.conf"), &settings);
+        if version(&data) >= 17 {
+            append(&data.join("postgresql.conf"), "synchronized_standby_slots = 'standby'\n");
+            append(&copy.join("postgresql.conf"), "sync_replication_slots = on\n");
+        }
         // Copied, so that it belongs to the cluster's own user.
         run("cp", &[Path::new("-p"), &copy.join("PG_VERSION"), &copy.join("standby.signal")]);
         let url = self.url.replace(&format!(":{own_port}/"), &format!(":{port}/"));
@@ -86,6 +89,12 @@ impl Cluster {
 /// Directly below the system's folder, which the cluster's own unprivileged user can reach, too.
 fn fresh_folder() -> PathBuf {
     std::env::temp_dir().join(format!("outboxd-cluster-{}", Uuid::now_v7()))
+}
+
+/// The major version of the server that made a cluster.
+fn version(data: &Path) -> u32 {
+    let version = fs::read_to_string(data.join("PG_VERSION")).expect("it is a cluster");
+    version.trim().parse().expect("it is a number")
 }
 
 fn append(file: &Path, text: &str) {

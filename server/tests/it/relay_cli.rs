@@ -17,20 +17,20 @@ use crate::support::{
 };
 
 /// A server process on an outbox's database, not started yet, with its log in a folder of its own.
-struct Serve {
-    process: Outboxd,
+pub(crate) struct Serve {
+    pub(crate) process: Outboxd,
     folder: PathBuf,
 }
 
 impl Serve {
-    fn on(outbox: &Outbox) -> Self {
+    pub(crate) fn on(url: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("outboxd-cli-{}", Uuid::now_v7()));
         fs::create_dir(&folder).expect("a folder can be made");
-        let process = Outboxd::new(Path::new(env!("CARGO_BIN_EXE_outboxd")), &outbox.url, folder.join("log"));
+        let process = Outboxd::new(Path::new(env!("CARGO_BIN_EXE_outboxd")), url, folder.join("log"));
         Self { process: process.set("relay.lease_ttl_ms", "1500"), folder }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.process.log).expect("the log can be read")
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Serve {
 #[tokio::test(flavor = "multi_thread")]
 async fn switch_has_a_running_server_change_its_source_and_waits_until_it_has() {
     let outbox = Outbox::fresh("cli-switch", 1).await;
-    let serve = Serve::on(&outbox);
+    let serve = Serve::on(&outbox.url);
     let server = serve.process.start();
     serve.process.serving().await;
     outbox.emit(20, 5).await;
@@ -121,7 +121,7 @@ async fn adopt_has_a_server_publish_again_after_a_change_of_timeline() {
     let mut connection = outbox.connect().await;
     connection.execute("update outbox.identity set timeline = timeline + 1").await.expect("it is changed");
     outbox.emit(5, 1).await;
-    let serve = Serve::on(&outbox);
+    let serve = Serve::on(&outbox.url);
     let server = serve.process.start();
     serve.process.serving().await;
     let told = async || serve.log().contains("run `outboxd relay adopt`").then_some(());

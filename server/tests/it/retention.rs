@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::support::outbox::{Outbox, PATIENCE};
 
 /// A day long ago, and its partitions.
-const OLD: &str = "
+pub(crate) const OLD: &str = "
     select outbox.make_partition('events', '20250102', outbox.uuidv7_floor('2025-01-02 00:00Z')::text,
                                  outbox.uuidv7_floor('2025-01-03 00:00Z')::text);
     select outbox.make_partition('deliveries', '20250102', '2025-01-02 00:00Z', '2025-01-03 00:00Z');
@@ -20,7 +20,7 @@ const OLD: &str = "
     select outbox.make_partition('claims', '20250101', '2025-01-01 00:00Z', '2025-01-08 00:00Z');
 ";
 
-async fn old(name: &str) -> (Outbox, PgConnection) {
+pub(crate) async fn old(name: &str) -> (Outbox, PgConnection) {
     let outbox = Outbox::fresh(name, 1).await;
     let mut connection = outbox.connect().await;
     connection.execute(OLD).await.expect("old partitions can be made");
@@ -28,7 +28,7 @@ async fn old(name: &str) -> (Outbox, PgConnection) {
 }
 
 /// Stores an event of that day.
-async fn emit(connection: &mut PgConnection, topic: &str, key: &str) -> Uuid {
+pub(crate) async fn emit(connection: &mut PgConnection, topic: &str, key: &str) -> Uuid {
     sqlx::query_scalar(
         "select outbox.emit($1, 'test', '1', $2, id => encode(overlay(
             uuid_send(outbox.uuidv7()) placing outbox.uuidv7_time('2025-01-02 12:00Z') from 1 for 6), 'hex')::uuid)",
@@ -40,7 +40,7 @@ async fn emit(connection: &mut PgConnection, topic: &str, key: &str) -> Uuid {
     .expect("the event is stored")
 }
 
-async fn retain(outbox: &Outbox, dry_run: bool) -> Vec<(String, Verdict)> {
+pub(crate) async fn retain(outbox: &Outbox, dry_run: bool) -> Vec<(String, Verdict)> {
     let expired = retention::run(&mut outbox.connect().await, Ages::new(&Config::default()), dry_run).await;
     expired.expect("it runs").into_iter().map(|Expired { name, verdict }| (name, verdict)).collect()
 }
@@ -55,7 +55,7 @@ fn verdicts(events: Verdict, deliveries: Verdict) -> Vec<(String, Verdict)> {
     ]
 }
 
-async fn stored(connection: &mut PgConnection, id: Uuid) -> bool {
+pub(crate) async fn stored(connection: &mut PgConnection, id: Uuid) -> bool {
     sqlx::query_scalar("select exists (select from outbox.events where id = $1)")
         .bind(id)
         .fetch_one(connection)
