@@ -90,8 +90,8 @@ async fn metrics_tell_of_the_backlog_and_of_what_is_held() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_settled_between_two_checkpoints_is_not_counted() {
     let outbox = Outbox::fresh("beyond", 1).await;
-    // A checkpoint every four seconds.
-    let relay = outbox.relay_with(config::Relay { lease_ttl_ms: 12_000, ..Outbox::relay_config() });
+    // A checkpoint every twelve seconds: longer than it takes to ask the command line.
+    let relay = outbox.relay_with(config::Relay { lease_ttl_ms: 36_000, ..Outbox::relay_config() });
     outbox.switch(model::source::Source::Wal).await;
 
     let mut emitted = 0;
@@ -114,7 +114,7 @@ async fn what_is_settled_between_two_checkpoints_is_not_counted() {
     // The next session knows what the one before had settled.
     relay.crash().await;
     assert_eq!(unsettled().await, 0);
-    let mut relay = outbox.relay_with(config::Relay { lease_ttl_ms: 12_000, ..Outbox::relay_config() });
+    let mut relay = outbox.relay_with(config::Relay { lease_ttl_ms: 36_000, ..Outbox::relay_config() });
     outbox.emit_singly(7, 7).await;
     eventually("none counts as unsettled", PATIENCE, async || (unsettled().await == 0).then_some(())).await;
 
