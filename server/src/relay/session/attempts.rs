@@ -1,12 +1,12 @@
 //! Attempts: finds the event that ends the process, by writing down each attempt before it begins.
 //!
 //! Only once a lane was taken over again and again from relays that died, without progress in between; then in every lane
-//! that was taken over and has passed nothing since: of all of them one event at a time is under way, so that no other is
+//! that was taken over and has passed nothing since. Of all of them one event at a time is under way, so that no other is
 //! blamed, and the least suspected one is the next, so that deaths which come by themselves do not meet the same one each
-//! time. A row that a dead process has left names its event; too
-//! many of them, and the event is held. An attempt counts only against a broker that answers, and is taken back when the
-//! process has outlived it for a while: an outage of Kafka, and whoever restarts the process because of it, count for
-//! nothing. So do a clean stop, and the loss of the database that the process survives.
+//! time. A row that a dead process has left names its event; too many of them, and the event is held. An attempt counts
+//! only against a broker that answers, and is taken back when the process has outlived it for a while: an outage of Kafka,
+//! and whoever restarts the process because of it, count for nothing. So do a clean stop, and the loss of the database that
+//! the process survives.
 
 use std::{
     collections::BTreeSet,
