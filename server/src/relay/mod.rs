@@ -43,7 +43,8 @@ use self::{
 use crate::{config, store::relay::attempt};
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Events wait for it after an outage of the database.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A relay, ready to run.
 pub struct Relay<P = Kafka> {

@@ -21,6 +21,7 @@ use crate::{
         Error,
         publisher::{Publisher, Topic},
         source::Source,
+        window::Mark,
     },
     store::relay::attempt,
 };
@@ -100,7 +101,11 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             return Ok(());
         }
         if self.attempts.last.as_ref().is_some_and(|attempt| self.window.is_open(attempt.token)) {
-            return self.take_back_attempt(OUTLIVED_AFTER).await;
+            self.take_back_attempt(OUTLIVED_AFTER).await?;
+            // What the process has outlived is not what ends it: others need not wait for its end.
+            if self.attempts.last.as_ref().is_some_and(|attempt| attempt.counted) {
+                return Ok(());
+            }
         }
         let Some((lane, token, id)) = self.next_attempt() else {
             // What is read next may be careful lanes'; or an attempt waits for news of its topic, or for a flush.
@@ -108,7 +113,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             return Ok(());
         };
         let owner = self.lanes.owner(self.settings.instance, [lane]);
-        let ended = self.attempts.last.as_ref().map(|attempt| attempt.id);
+        let ended = self.attempts.last.as_ref().filter(|attempt| !self.window.is_open(attempt.token));
+        let ended = ended.map(|attempt| attempt.id);
         let patience = self.patience();
         let started = within(patience, attempt::start(&mut self.control, &owner, id, ended)).await?;
         let Some(attempts) = started else {
@@ -134,7 +140,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         open.map(|(_, row)| row.lane()).filter(|lane| careful.contains(lane))
     }
 
-    /// Of the first events of careful lanes, those whose topics are known, the least suspected.
+    /// Of the first events of careful lanes, those that wait and whose topics are known, the least suspected.
     fn next_attempt(&mut self) -> Option<(i16, usize, Uuid)> {
         let (mut passed_over, mut next) = (BTreeSet::new(), None);
         for page in self.window.pages.iter().take_while(|page| page.round <= self.flushed_round) {
@@ -144,7 +150,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                     continue;
                 }
                 let Ok(event) = row.event() else { continue };
-                if self.publisher.topic(event.topic) != Topic::Asking {
+                if page.marks[index] == Mark::Waiting && self.publisher.topic(event.topic) != Topic::Asking {
                     let suspicion = self.attempts.suspicion(event.id);
                     let found = (lane, page.token(index), event.id);
                     if suspicion.is_none() {

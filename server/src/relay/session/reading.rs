@@ -13,6 +13,9 @@ use crate::relay::{
 const PAGES_PER_WINDOW: usize = 4;
 /// Events of a page while they are sent one at a time: about one for each lane.
 const SMALL_PAGE: usize = 64;
+/// Events of a page of one lane of which each goes one at a time. Only a whole page is progress, and deaths may follow so
+/// fast that no more are done between two; but with more of them an event that ends the process is found after fewer.
+const CAREFUL_PAGE: usize = 5;
 /// Pages of few events each; only a Kafka that is slow to answer lets them pile up.
 const PAGES_MAX: usize = 256;
 
@@ -22,8 +25,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         if !self.draining && self.held.paused.is_none() && self.has_room() && self.lease.is_held(Instant::now()) {
             let room = self.room();
             // What goes one at a time must not fill the window, nor be in one page with what need not wait for it.
+            let rows_max = room.rows_max.min(CAREFUL_PAGE);
             let enough = self.careful_events().nth(room.rows_max - 1).is_some();
-            let apart = Apart { lanes: self.attempts.careful(), enough };
+            let apart = Apart { lanes: self.attempts.careful(), rows_max, enough };
             self.source.ask(&self.lanes, room, apart, self.lease.mark);
         }
     }

@@ -115,8 +115,10 @@ pub(super) struct Room {
 /// Lanes that others are not to wait for. A source that reads all lanes as one need not heed it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Apart<'a> {
-    /// In no batch with others.
+    /// Each in batches of its own.
     pub(super) lanes: &'a BTreeSet<i16>,
+    /// Events of such a batch.
+    pub(super) rows_max: usize,
     /// Whether so much of them is read already that no more is needed for now.
     pub(super) enough: bool,
 }

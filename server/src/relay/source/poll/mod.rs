@@ -123,6 +123,7 @@ impl Source for Poll {
             self.reader.ask(Question::Poll(number));
         } else if let Some((lanes, from)) = self.ranges.next_group(lanes, apart) {
             let Room { rows_max, bytes_max } = room;
+            let rows_max = if lanes.iter().any(|lane| apart.lanes.contains(lane)) { apart.rows_max } else { rows_max };
             self.reader.ask(Question::Page(Request { lanes, from, rows_max, bytes_max }));
         }
     }

@@ -80,13 +80,15 @@ impl Ranges {
         empty
     }
 
-    /// The next group of lanes to be read, and the progress they share.
+    /// The next group of lanes to be read, and the progress they share; a lane that others are not to wait for is one by
+    /// itself.
     pub(super) fn next_group(&mut self, lanes: &Lanes, apart: Apart<'_>) -> Option<(Vec<i16>, Progress)> {
         let is_apart = |lane: i16| apart.lanes.contains(&lane);
         let wanted = || self.to_be_read(lanes).filter(|(lane, _)| !(apart.enough && is_apart(*lane)));
         let (first, range) = wanted().min_by_key(|(_, range)| range.turn)?;
         let from = range.read.clone();
-        let is_alike = |lane: i16, range: &Range| range.read == from && is_apart(lane) == is_apart(first);
+        let is_alike =
+            |lane: i16, range: &Range| lane == first || !is_apart(first) && !is_apart(lane) && range.read == from;
         let group: Vec<i16> = wanted().filter(|(lane, range)| is_alike(*lane, range)).map(|(lane, _)| lane).collect();
         self.turns += 1;
         for lane in &group {
