@@ -1,10 +1,11 @@
 //! What has been read and is not settled: pages in the order they were read.
 //!
 //! A page is settled when each of its events is acknowledged or given up (it is held, or its lane is not owned any
-//! more), and only after every page before it that has a lane in common. What is in here is what a crash repeats; the session reads no more than
-//! its limits leave room for. Tokens number the events without gaps. It deliberately sends nothing by itself.
+//! more), and only after every page before it that has a lane in common. What is in here is what a crash repeats; the
+//! session reads no more than its limits leave room for. Tokens number the events, ascending from page to page. It
+//! deliberately sends nothing by itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use uuid::Uuid;
 
@@ -149,18 +150,36 @@ impl<R> Window<R> {
     }
 
     /// Adds what was read. Rows of lanes that are not the batch's are given up.
-    pub(super) fn push(&mut self, batch: Batch<R>) {
+    pub(super) fn push(&mut self, batch: Batch<R>)
+    where
+        R: Clone,
+    {
         let Batch { lanes, rows, reach, round } = batch;
-        if rows.is_empty()
-            && let Some(last) = self.pages.back_mut()
-            && last.rows.is_empty()
-            && last.lanes == lanes
-            && matches!(last.origin, Origin::Read(_))
-        {
-            (last.origin, last.round) = (Origin::Read(reach), round);
-            return;
+        if rows.is_empty() {
+            return self.push_empty(lanes, &reach, round);
         }
         self.add(lanes, rows, Origin::Read(reach), round);
+    }
+
+    /// Lanes in which nothing was found: where nothing of them is under way, they are settled with the next look. What holds
+    /// others up takes their reach with it, so that the window does not fill with pages of nothing.
+    fn push_empty(&mut self, lanes: Vec<i16>, reach: &R, round: u64)
+    where
+        R: Clone,
+    {
+        let mut by_page = BTreeMap::<Option<usize>, Vec<i16>>::new();
+        for lane in lanes {
+            let of_lane = LaneSet::of(&[lane]);
+            by_page.entry(self.pages.iter().rposition(|page| page.holds_up.meets(of_lane))).or_default().push(lane);
+        }
+        for (last, lanes) in by_page {
+            match last.and_then(|last| self.pages.get_mut(last)) {
+                Some(Page { lanes: same, origin: Origin::Read(of_page), .. }) if *same == lanes => {
+                    *of_page = reach.clone()
+                }
+                _ => self.add(lanes, Vec::new(), Origin::Read(reach.clone()), round),
+            }
+        }
     }
 
     /// Adds the first events of holds that are drained.

@@ -1,6 +1,9 @@
 //! Attempts: the event that ends the process is found and held, and no other is blamed.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use outbox_harness::{backlog, eventually};
 use outbox_server::config;
@@ -209,6 +212,34 @@ async fn lanes_sent_with_care_hold_up_no_others() {
     let relay = outbox.relay();
     outbox.all_settled().await;
     outbox.assert_all_published_in_order().await;
+    relay.stop().await;
+}
+
+/// Nor does a lane of which a single event is under way, in which nothing more is found each time it is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_that_is_never_acknowledged_holds_up_no_others() {
+    let outbox = Outbox::fresh("single", 1).await;
+    let keys = outbox.keys_in_different_lanes(&outbox.topic, 2).await;
+    let stuck = outbox.emit_to(&outbox.topic, Some(&keys[0]), "1").await;
+    outbox.connect().await.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+    let faults = Faults::default();
+    faults.change(|plan| plan.swallow.extend([stuck]));
+    let relay = faulty(&outbox, &faults, Outbox::relay_config());
+    let only_it_is_left = async || (outbox.unsettled().await == 1).then_some(());
+
+    // Many polls, with something to be found elsewhere, and without.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        outbox.emit_to(&outbox.topic, Some(&keys[1]), "1").await;
+    }
+    eventually("the others are settled", PATIENCE, only_it_is_left).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    outbox.emit_to(&outbox.topic, Some(&keys[1]), "1").await;
+    eventually("one that comes later is settled", PATIENCE, only_it_is_left).await;
+    relay.crash().await;
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
     relay.stop().await;
 }
 

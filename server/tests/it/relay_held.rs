@@ -339,7 +339,7 @@ async fn holds_are_changed_only_under_the_lanes_present_epoch() {
     let mut connection = outbox.connect().await;
     let (owner, ttl) = (Uuid::now_v7(), Duration::from_secs(60));
     store::lease::register(&mut connection, owner, "host", ttl).await.expect("it registers");
-    let lanes = store::lease::share(&mut connection, owner, None, ttl).await.expect("it claims").claimed;
+    let lanes = store::lease::share(&mut connection, owner, None).await.expect("it claims").claimed;
     let now = store::fetch::now(&mut connection).await.expect("there is a snapshot");
     let base = outbox_server::model::progress::Base { seen: now.snapshot, floor: 0 };
     let request = store::fetch::Request {

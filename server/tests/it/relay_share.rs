@@ -66,10 +66,10 @@ async fn relays_that_share_the_lanes_keep_the_order_of_each_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_has_just_begun_takes_no_lanes_from_one_that_lasts() {
     let outbox = Outbox::fresh("newcomer", 1).await;
-    let config = config::Relay { lease_ttl_ms: 2_000, ..Outbox::relay_config() };
+    let config = config::Relay { lease_ttl_ms: 1_000, ..Outbox::relay_config() };
     let lives_for = async |what: &str, share: f64| {
         let lives = "select count(*) from outbox.relays
-                     where started_at < clock_timestamp() - $1 * interval '2 s' and lease_until > clock_timestamp()";
+                     where started_at < clock_timestamp() - $1 * interval '5 s' and lease_until > clock_timestamp()";
         let relays: i64 = if share < 1.0 { 2 } else { 1 };
         eventually(what, PATIENCE, async || {
             let count = sqlx::query_scalar::<_, i64>(lives).bind(share);
@@ -84,7 +84,7 @@ async fn a_relay_that_has_just_begun_takes_no_lanes_from_one_that_lasts() {
     for _ in 0..3 {
         let mut newcomer = outbox.relay_with(config.clone());
         newcomer.until("it has begun", |s| s.connected).await;
-        lives_for("it has looked around", 0.4).await;
+        lives_for("it has looked around", 0.2).await;
         assert_eq!(newcomer.status.borrow().lanes_owned, 0);
         newcomer.crash().await;
         eventually("it is gone", PATIENCE, async || {
@@ -185,18 +185,18 @@ async fn progress_is_written_only_under_the_lanes_present_epoch() {
     let mut connection = outbox.connect().await;
     let (first, second, ttl) = (Uuid::now_v7(), Uuid::now_v7(), Duration::from_secs(60));
     store::lease::register(&mut connection, first, "first", ttl).await.expect("it registers");
-    let before = store::lease::share(&mut connection, first, None, ttl).await.expect("it claims").claimed;
+    let before = store::lease::share(&mut connection, first, None).await.expect("it claims").claimed;
     assert_eq!(before.len(), 64);
 
     // Lost to another, and taken back: the instance is the same, the epoch is not.
     store::lease::leave(&mut connection, first).await.expect("it leaves");
     store::lease::register(&mut connection, second, "second", ttl).await.expect("it registers");
-    let others = store::lease::share(&mut connection, second, None, ttl).await.expect("it claims").claimed;
+    let others = store::lease::share(&mut connection, second, None).await.expect("it claims").claimed;
     let write = store::progress::write(&mut connection, first, &before, None).await.expect("it is answered");
     assert!(write.is_empty(), "a lane of another's is not written");
     store::lease::leave(&mut connection, second).await.expect("it leaves");
     store::lease::register(&mut connection, first, "first", ttl).await.expect("it registers");
-    let again = store::lease::share(&mut connection, first, None, ttl).await.expect("it claims").claimed;
+    let again = store::lease::share(&mut connection, first, None).await.expect("it claims").claimed;
 
     assert!(others.iter().zip(&before).all(|(other, before)| other.epoch == before.epoch + 1));
     let write = store::progress::write(&mut connection, first, &before, None).await.expect("it is answered");

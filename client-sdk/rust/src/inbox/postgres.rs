@@ -220,17 +220,20 @@ impl Names {
     }
 }
 
-/// Marks all of them if none is marked. False when one is: then nothing has happened.
+/// Marks all of them if none is marked. False when one is: then nothing has happened. The savepoint is the database's own,
+/// not sqlx's, which would begin a transaction where it knows of none, and commit it.
 async fn mark_new(connection: &mut PgConnection, names: &Names) -> Result<bool, InboxError> {
-    let mut savepoint = connection.begin().await?;
+    connection.execute("savepoint outbox_marks").await?;
     let marked = sqlx::query(MARK_NEW).bind(&names.scopes).bind(&names.ids).bind(&names.contents);
-    match marked.execute(&mut *savepoint).await {
-        Ok(_) => savepoint.commit().await?,
-        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-            savepoint.rollback().await?;
-            return Ok(false);
+    match marked.execute(&mut *connection).await {
+        Ok(_) => {
+            connection.execute("release savepoint outbox_marks").await?;
+            Ok(true)
         }
-        Err(error) => return Err(error.into()),
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            connection.execute("rollback to savepoint outbox_marks").await?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(true)
 }

@@ -23,7 +23,7 @@ use crate::{
         source::Source,
         window::Mark,
     },
-    store::relay::attempt,
+    store::relay::{attempt, row::Row},
 };
 
 /// What would have ended the process has done so by then.
@@ -131,13 +131,21 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         Ok(())
     }
 
-    /// What is to be tried in careful lanes, now or later: the lane of each event.
-    pub(super) fn careful_events(&self) -> impl Iterator<Item = i16> {
+    /// Whether so many events, or bytes, of careful lanes are to be tried, now or later.
+    pub(super) fn careful_events_reach(&self, events: usize, bytes: usize) -> bool {
+        let mut found = (0, 0);
+        self.careful_events().any(|row| {
+            found = (found.0 + 1, found.1 + row.size());
+            found.0 >= events || found.1 >= bytes
+        })
+    }
+
+    fn careful_events(&self) -> impl Iterator<Item = &Row> {
         let careful = &self.attempts.careful;
         // Of none there is nothing to look for.
         let pages = self.window.pages.iter().take(if careful.is_empty() { 0 } else { usize::MAX });
         let open = pages.flat_map(|page| page.rows.iter().enumerate().filter(|(index, _)| page.is_open(*index)));
-        open.map(|(_, row)| row.lane()).filter(|lane| careful.contains(lane))
+        open.map(|(_, row)| row).filter(|row| careful.contains(&row.lane()))
     }
 
     /// Of the first events of careful lanes, those that wait and whose topics are known, the least suspected.

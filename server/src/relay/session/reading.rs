@@ -26,7 +26,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             let room = self.room();
             // What goes one at a time must not fill the window, nor be in one page with what need not wait for it.
             let rows_max = room.rows_max.min(CAREFUL_PAGE);
-            let enough = self.careful_events().nth(room.rows_max - 1).is_some();
+            let enough = self.careful_events_reach(room.rows_max.min(SMALL_PAGE), room.bytes_max);
             let apart = Apart { lanes: self.attempts.careful(), rows_max, enough };
             self.source.ask(&self.lanes, room, apart, self.lease.mark);
         }

@@ -31,8 +31,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         for page in pages {
             match page {
                 Finished::Read(page) => {
-                    self.source.settle(&page);
-                    passed.extend(page.lanes.iter().filter(|lane| page.events_of(**lane) > 0));
+                    // A lane without events has none that could end the process.
+                    let is_all = self.source.settle(&page);
+                    passed.extend(page.lanes.iter().filter(|lane| is_all || page.events_of(**lane) > 0));
                 }
                 Finished::Drained(drained) => self.end_drain(drained).await?,
             }

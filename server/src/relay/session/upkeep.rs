@@ -54,7 +54,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     async fn take_share(&mut self) -> Result<(), Error> {
         let wanted = self.steer().await?;
         let patience = self.patience();
-        let share = within(patience, lease::share(&mut self.control, self.settings.instance, wanted, patience)).await?;
+        let share = within(patience, lease::share(&mut self.control, self.settings.instance, wanted)).await?;
         self.lease.shared(Instant::now());
         if !share.claimed.is_empty() {
             tracing::info!(lanes = share.claimed.len(), "lanes claimed");

@@ -31,7 +31,7 @@ use crate::{
 /// *Shutdown*: dropping it cuts off what it reads and writes nothing.
 pub(super) trait Source: Send {
     /// How far a batch reaches. Comes back when all of it is settled.
-    type Reach: Send;
+    type Reach: Clone + Send;
 
     /// A lane has been claimed, with the progress that the table has for it.
     fn claimed(&mut self, row: LaneRow);
@@ -60,8 +60,9 @@ pub(super) trait Source: Send {
     /// The last round begun. A durable commit that begins after it makes what was read in it durable.
     fn round(&self) -> u64;
 
-    /// A batch is settled, and so is every one before it that has a lane in common.
-    fn settle(&mut self, page: &Settled<Self::Reach>);
+    /// A batch is settled, and so is every one before it that has a lane in common. True when nothing is left of its lanes
+    /// that was there when they were last looked for.
+    fn settle(&mut self, page: &Settled<Self::Reach>) -> bool;
 
     /// Writes what is settled and ahead of the table by at least this much, by compare-and-set on the lanes' epochs, and
     /// in the same transaction appends where the events went. Returns the lanes that another relay has claimed: nothing

@@ -16,6 +16,9 @@ use super::{
     progress::{self, LaneRow},
 };
 
+/// When a relay counts among those that share the lanes. One measure for all of them, whatever their leases are.
+pub const LASTS_AFTER: Duration = Duration::from_secs(5);
+
 /// A point that a renewal marks: every transaction with an id above `xid` took all its positions above `floor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -94,18 +97,13 @@ pub async fn renew(connection: &mut PgConnection, instance: Uuid, ttl: Duration)
 /// Frees the lanes of relays that are dead, claims free ones up to the relay's share, and says how many it
 /// owns above it. A share is `share`, or the lanes divided by the live relays that count, rounded up.
 ///
-/// A relay counts once it has lived for as long as a lease, or owns lanes; and where none has lived for so long, each does.
+/// A relay counts once it has lived for [`LASTS_AFTER`], or owns lanes; and where none has lived for so long, each does.
 /// So one that dies again and again soon after its start takes no lanes from those that last: it would get nothing
 /// done in them.
 ///
 /// # Errors
 /// When a statement fails.
-pub async fn share(
-    connection: &mut PgConnection,
-    instance: Uuid,
-    share: Option<i64>,
-    ttl: Duration,
-) -> sqlx::Result<Share> {
+pub async fn share(connection: &mut PgConnection, instance: Uuid, share: Option<i64>) -> sqlx::Result<Share> {
     // The lanes' owner becomes null with it. Whoever gets the lock of another finds it gone; shared, so that two who
     // look at once do not take each other for the owner.
     let bury = "
@@ -126,7 +124,7 @@ pub async fn share(
     )
     .bind(instance)
     .bind(share)
-    .bind(interval(ttl))
+    .bind(interval(LASTS_AFTER))
     .fetch_one(&mut *connection)
     .await?;
     let claimed = if owned < share { claim(connection, instance, share - owned).await? } else { Vec::new() };

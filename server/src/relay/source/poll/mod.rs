@@ -144,10 +144,11 @@ impl Source for Poll {
         self.round
     }
 
-    fn settle(&mut self, page: &Settled<Progress>) {
+    fn settle(&mut self, page: &Settled<Progress>) -> bool {
         for lane in page.lanes.iter().copied() {
             self.ranges.settle(lane, &page.reach, page.events_of(lane));
         }
+        matches!(page.reach, Progress::Idle(_))
     }
 
     async fn write(

@@ -170,9 +170,10 @@ impl ToWal {
             return Ok(Steered { share: None, retained_log_bytes: Some(retained) });
         }
         let note = over_budget(retained, self.retained_log_bytes_max);
-        tracing::error!(slot, "{note}");
         self.stop_making();
-        stream::put_poll_in_force(connection, by, Source::Poll, Some(&note)).await?;
+        if stream::put_poll_in_force(connection, by, Source::Poll, Some(&note)).await? {
+            tracing::error!(slot, "{note}");
+        }
         Ok(Steered::default())
     }
 

@@ -316,7 +316,7 @@ impl Source for Wal {
         0
     }
 
-    fn settle(&mut self, page: &Settled<LogPosition>) {
+    fn settle(&mut self, page: &Settled<LogPosition>) -> bool {
         self.settled = page.reach;
         for lane in page.lanes_of_events.iter() {
             *self.events.entry(*lane).or_default() += 1;
@@ -325,6 +325,8 @@ impl Source for Wal {
         self.beyond += page.lanes_of_events.len() as i64;
         let has_events = !page.lanes_of_events.is_empty();
         self.unwritten = self.unwritten.max(if has_events { Unwritten::Events } else { Unwritten::Empty });
+        // What is next in the log may be of any lane.
+        false
     }
 
     async fn write(
