@@ -5,7 +5,7 @@ use outbox_sdk::{
     EventKey, Inbox as _, InboxError, PostgresInbox, ProcessError, Processed, Transaction,
     inbox::{Content, Mark},
 };
-use sqlx::{PgPool, Row as _};
+use sqlx::{Executor as _, PgPool, Row as _};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -161,6 +161,21 @@ async fn trap_11_a_batch_with_repeats_marks_the_rest_and_aborts_nothing() {
     assert_eq!(other.mark_all(&mut tx, &mixed).await.expect("the database is there"), expected);
     tx.commit().await.unwrap();
     assert_eq!(count(&pool, "select count(*) from outbox_inbox.marks").await, LARGE as i64 - 1);
+}
+
+/// Whoever began the transaction, and as it was begun, it holds the marks; without one there are none.
+#[tokio::test]
+async fn trap_9_a_large_batch_is_marked_in_the_callers_transaction_or_not_at_all() {
+    let (inbox, pool, _database) = inbox().await;
+    let scope = inbox.add_scope("mailer", "/shop").await.expect("the database is there");
+    let ids: Vec<Uuid> = (0..LARGE).map(|_| Uuid::now_v7()).collect();
+    let mut connection = pool.acquire().await.unwrap();
+    connection.execute("begin isolation level repeatable read").await.unwrap();
+    let marks = inbox.mark_all(&mut connection, &keys(scope, &ids)).await.expect("the database is there");
+    assert_eq!(marks, vec![Mark::Fresh; LARGE]);
+    connection.execute("rollback").await.unwrap();
+    assert!(inbox.mark_all(&mut connection, &keys(scope, &ids)).await.is_err());
+    assert_eq!(count(&pool, "select count(*) from outbox_inbox.marks").await, 0);
 }
 
 /// Each waits for the other's end, and answers by it, whether it hoped or not.

@@ -26,6 +26,8 @@ pub(crate) struct Direct {
     pub(crate) undone: Vec<Uuid>,
     /// Ids that were committed without a flush, in order; of the last one before a crash it is not known.
     pub(crate) unflushed: Vec<Uuid>,
+    /// Rollbacks and commits that were answered.
+    pub(crate) answered: (usize, usize),
 }
 
 /// Emits until every commit of the callers has been started; goes on through crashes of Postgres.
@@ -58,6 +60,7 @@ async fn serve(
             connection.execute("begin").await?;
             store(run, service, connection, undone).await?;
             connection.execute("rollback").await?;
+            direct.answered.0 += 1;
         } else {
             direct.unflushed.push(kept);
             connection.execute("begin; savepoint undone").await?;
@@ -65,6 +68,7 @@ async fn serve(
             connection.execute("rollback to undone").await?;
             store(run, service, connection, kept).await?;
             connection.execute("commit").await?;
+            direct.answered.1 += 1;
         }
         tokio::time::sleep(PAUSE).await;
     }

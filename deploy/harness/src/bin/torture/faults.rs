@@ -90,7 +90,11 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
             (run.started.load(Ordering::Relaxed) >= moment).then_some(())
         })
         .await;
-        let victim = random.random_range(0..victims.servers.len());
+        let mut victim = random.random_range(0..victims.servers.len());
+        // One of them may have no lanes.
+        if unsettled(victims.pool, Some(HOSTS[victim])).await == 0 {
+            victim = (victim + 1) % victims.servers.len();
+        }
         let waiting = run.waiting();
         let (callers, host) = match fault {
             Fault::KillServer | Fault::PauseServer => (waiting[victim], Some(HOSTS[victim])),
@@ -143,10 +147,10 @@ async fn restart(service: Service, signal: Signal) {
     restarted.await.expect("the service can be started again");
 }
 
-/// How many of the newest events are not settled; with a host, of those in the lanes of its relay.
+/// How many of the newest events are not settled, at least; with a host, of those in the lanes of its relay.
 pub(crate) async fn unsettled(pool: &PgPool, host: Option<&str>) -> i64 {
     const NEWEST: &str = "
-        select count(*)
+        select greatest(count(*) - (select settled_beyond from outbox.stream), 0)
         from (select * from outbox.events order by position desc limit 2000) as e
         join outbox.progress p using (lane)
         left join outbox.relays r on r.instance = p.owner

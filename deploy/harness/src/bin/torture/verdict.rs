@@ -75,6 +75,12 @@ pub(crate) async fn check(run: &Run, pool: &PgPool, landed: Landed, direct: &[Di
         findings.push(format!("event {id} is in the table, and nobody committed it"));
     }
     for (service, emitted) in emitted.iter().enumerate() {
+        let (undone, kept) = direct[service].answered;
+        if undone == 0 || kept == 0 || run.options.postgres_crashes == 0 && emitted.len() < kept {
+            let arrived = emitted.len();
+            findings
+                .push(format!("service {service} rolled back {undone} times and committed {kept}; {arrived} arrived"));
+        }
         let stored: Vec<Uuid> = stored.iter().copied().filter(|id| unflushed.get(id) == Some(&service)).collect();
         if stored != *emitted {
             findings.push(format!("service {service}'s events are not in Kafka as they are in the table"));
