@@ -6,7 +6,7 @@ use std::{
 };
 
 use outbox_harness::{backlog, eventually};
-use outbox_server::config;
+use outbox_server::{config, model::source::Source};
 use sqlx::Executor as _;
 use uuid::Uuid;
 
@@ -246,31 +246,37 @@ async fn one_event_that_is_never_acknowledged_holds_up_no_others() {
 /// Deaths that come by themselves, one after the other: between two of them something is done with for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn lanes_sent_with_care_get_on_between_deaths_in_quick_succession() {
-    const EVENTS: usize = 640;
     const BETWEEN: usize = 12;
-    let outbox = Outbox::fresh("deaths", 1).await;
-    outbox.emit(EVENTS, 200).await;
-    outbox.connect().await.execute("update outbox.progress set claims = 9").await.expect("it can be set");
-    let careful = "select e.id from outbox.events e join outbox.progress p using (lane) where p.claims >= 3";
-    let mut left = vec![EVENTS as i64];
-    for _ in 0..5 {
-        let careful = sqlx::query_scalar(careful).fetch_all(&mut outbox.connect().await).await;
-        let careful: HashSet<Uuid> = careful.expect("they can be read").into_iter().collect();
-        let faults = Faults::default();
-        let relay = faulty(&outbox, &faults, Outbox::relay_config());
-        eventually("it has sent some", PATIENCE, async || {
-            let sent = faults.plan().enqueued.iter().filter(|id| careful.contains(*id)).count();
-            (sent > BETWEEN).then_some(())
-        })
-        .await;
-        relay.crash().await;
-        left.push(outbox.unsettled().await);
+    for source in [Source::Poll, Source::Wal] {
+        let outbox = Outbox::fresh("deaths", 1).await;
+        let relay = outbox.relay();
+        outbox.switch(source).await;
+        relay.stop().await;
+        outbox.emit(640, 200).await;
+        outbox.connect().await.execute("update outbox.progress set claims = 9").await.expect("it can be set");
+        let careful = "select e.id from outbox.events e join outbox.progress p using (lane) where p.claims >= 3";
+        let settled = async || (outbox.unsettled().await, outbox.stream().await.slot.map(|slot| slot.settled));
+        let mut done = vec![settled().await];
+        for _ in 0..5 {
+            let careful = sqlx::query_scalar(careful).fetch_all(&mut outbox.connect().await).await;
+            let careful: HashSet<Uuid> = careful.expect("they can be read").into_iter().collect();
+            let faults = Faults::default();
+            let relay = faulty(&outbox, &faults, Outbox::relay_config());
+            eventually("it has sent some", PATIENCE, async || {
+                let sent = faults.plan().enqueued.iter().filter(|id| careful.contains(*id)).count();
+                (sent > BETWEEN).then_some(())
+            })
+            .await;
+            relay.crash().await;
+            done.push(settled().await);
+        }
+        let moves = done.windows(2).filter(|pair| pair[1] != pair[0]).count();
+        assert!(moves > 1, "with `{source}` nothing was done with for good: {done:?}");
+        let relay = outbox.relay();
+        outbox.all_settled().await;
+        outbox.assert_all_published_in_order().await;
+        relay.stop().await;
     }
-    assert!(left.windows(2).filter(|pair| pair[1] < pair[0]).count() > 1, "nothing was done with for good: {left:?}");
-    let relay = outbox.relay();
-    outbox.all_settled().await;
-    outbox.assert_all_published_in_order().await;
-    relay.stop().await;
 }
 
 /// A relay that stops as it should gives its lanes back, however often it does.

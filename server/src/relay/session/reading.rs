@@ -13,7 +13,7 @@ use crate::relay::{
 const PAGES_PER_WINDOW: usize = 4;
 /// Events of a page while they are sent one at a time: about one for each lane.
 const SMALL_PAGE: usize = 64;
-/// Events of a page of one lane of which each goes one at a time. Only a whole page is progress, and deaths may follow so
+/// Events of a page of which each may go one at a time. Only a whole page is progress, and deaths may follow so
 /// fast that no more are done between two; but with more of them an event that ends the process is found after fewer.
 const CAREFUL_PAGE: usize = 5;
 /// Pages of few events each; only a Kafka that is slow to answer lets them pile up.
@@ -27,7 +27,8 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             // What goes one at a time must not fill the window, nor be in one page with what need not wait for it.
             let rows_max = room.rows_max.min(CAREFUL_PAGE);
             let enough = self.careful_events_reach(room.rows_max.min(SMALL_PAGE), room.bytes_max);
-            let apart = Apart { lanes: self.attempts.careful(), rows_max, enough };
+            let (lanes, under_way) = (self.attempts.careful(), self.attempts.wants_small_pages());
+            let apart = Apart { lanes, rows_max, under_way, enough };
             self.source.ask(&self.lanes, room, apart, self.lease.mark);
         }
     }

@@ -113,13 +113,15 @@ pub(super) struct Room {
     pub(super) bytes_max: usize,
 }
 
-/// Lanes that others are not to wait for. A source that reads all lanes as one need not heed it.
+/// Lanes that others are not to wait for, as far as the source can tell lanes apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Apart<'a> {
     /// Each in batches of its own.
     pub(super) lanes: &'a BTreeSet<i16>,
-    /// Events of such a batch.
+    /// Events of a batch that may hold some of theirs.
     pub(super) rows_max: usize,
+    /// Whether events of theirs are under way, or may be among the next.
+    pub(super) under_way: bool,
     /// Whether so much of them is read already that no more is needed for now.
     pub(super) enough: bool,
 }

@@ -260,12 +260,13 @@ impl Source for Wal {
         (self.room.is_none() && self.can_read()).then(Instant::now)
     }
 
-    fn ask(&mut self, _: &Lanes, room: Room, _: Apart<'_>, mark: Mark) {
+    fn ask(&mut self, _: &Lanes, room: Room, apart: Apart<'_>, mark: Mark) {
         self.mark = mark;
         if !self.can_read() {
             return;
         }
-        self.room = Some(room);
+        let rows_max = if apart.under_way { apart.rows_max } else { room.rows_max };
+        self.room = Some(Room { rows_max, ..room });
         if let State::Closed = self.link {
             self.link = State::Opening(tokio::spawn(open(self.url.clone(), self.slot.clone(), self.read)));
         }
