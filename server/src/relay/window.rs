@@ -175,7 +175,7 @@ impl<R> Window<R> {
         for (last, lanes) in by_page {
             match last.and_then(|last| self.pages.get_mut(last)) {
                 Some(Page { lanes: same, origin: Origin::Read(of_page), .. }) if *same == lanes => {
-                    *of_page = reach.clone()
+                    *of_page = reach.clone();
                 }
                 _ => self.add(lanes, Vec::new(), Origin::Read(reach.clone()), round),
             }

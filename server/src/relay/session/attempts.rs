@@ -53,7 +53,7 @@ struct Attempt {
 
 impl Attempts {
     /// What the table says.
-    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: Vec<i16>, suspects: Vec<Uuid>) {
+    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: &[i16], suspects: Vec<Uuid>) {
         self.claimed = claimed.into_iter().collect();
         // What ends the process may be in any of them, also in one that had passed an event before the last death.
         self.careful = if careful.is_empty() { BTreeSet::new() } else { self.claimed.clone() };

@@ -30,7 +30,7 @@ use crate::{
 
 /// Holds that are drained together.
 const HOLDS_MAX: i64 = 32;
-/// A lane that was taken over this often from relays that died, without progress, is sent with care.
+/// A lane that was taken over this often, and not given back, without progress in between is sent with care.
 const CLAIMS_MAX: i32 = 3;
 /// Pause before a topic is asked for again that was being asked for.
 const ASKING_PAUSE: Duration = Duration::from_millis(100);
@@ -78,7 +78,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         let lanes: Vec<i16> = self.lanes.iter().map(|(lane, _)| lane).collect();
         let news = within(self.patience(), held::news(&mut self.control, &lanes, CLAIMS_MAX)).await?;
         let News { paused, lanes, newest, due, held, claimed, careful, suspects } = news;
-        self.attempts.look_out(claimed, careful, suspects);
+        self.attempts.look_out(claimed, &careful, suspects);
         if paused != self.held.paused {
             match &paused {
                 Some(reason) => tracing::warn!(reason, "the relay is paused"),

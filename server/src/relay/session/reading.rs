@@ -11,7 +11,7 @@ use crate::relay::{
 
 /// A page is a quarter of the window, so that reading, sending and settling overlap.
 const PAGES_PER_WINDOW: usize = 4;
-/// Events of a page while they are sent one at a time: about one for each lane.
+/// Events of a page while others go one at a time; and so many of those may wait.
 const SMALL_PAGE: usize = 64;
 /// Events of a page of which each may go one at a time. Only a whole page is progress, and deaths may follow so
 /// fast that no more are done between two; but with more of them an event that ends the process is found after fewer.
