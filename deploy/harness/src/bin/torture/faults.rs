@@ -85,6 +85,9 @@ pub(crate) async fn strike(run: &Run, mut victims: Victims<'_>) -> Landed {
     for (index, fault) in faults.iter().enumerate() {
         let share = run.options.commits / faults.len();
         let moment = run.options.commits * index / faults.len() + random.random_range(0..share);
+        if index > 0 {
+            tokio::time::sleep(Duration::from_millis(run.options.pause_ms)).await;
+        }
         run.allowed.store(moment + run.options.callers, Ordering::Relaxed);
         eventually("the next fault's moment", Duration::from_secs(1_200), async || {
             (run.started.load(Ordering::Relaxed) >= moment).then_some(())

@@ -97,6 +97,10 @@ struct Options {
     /// then held for 3 s at a time
     #[arg(long, default_value_t = 0)]
     slot_drops: usize,
+    /// Milliseconds from one fault's end until callers go on towards the next: relays that are hit every second do little
+    /// else than start
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    pause_ms: u64,
     /// Instead of outboxd's relays, runs two that keep a cursor over the positions and use SKIP LOCKED. Ends well only if
     /// the checks convict them: it shows that they can
     #[arg(long, conflicts_with_all = ["kills", "pauses", "kafka_kills", "postgres_crashes", "slot_drops", "switch_every"])]
