@@ -11,7 +11,7 @@ use sqlx::Executor as _;
 use uuid::Uuid;
 
 use crate::support::{
-    faulty::{Faults, faulty},
+    faulty::{Faults, faulty, held_after_deaths},
     outbox::{Outbox, PATIENCE, key},
 };
 
@@ -28,19 +28,7 @@ async fn an_event_that_ends_the_process_is_held() {
     faults.change(|plan| plan.die_before = Some(deadly));
     let config = config::Relay { attempts_max: 2, lease_ttl_ms: 1_000, ..Outbox::relay_config() };
 
-    let mut deaths = 0;
-    let relay = loop {
-        let relay = faulty(&outbox, &faults, config.clone());
-        let held = async || {
-            let held = outbox.held().await.iter().any(|(id, _)| *id == deadly);
-            (held || relay.has_ended()).then_some(held)
-        };
-        if eventually("it is held, or the relay has died", PATIENCE, held).await {
-            break relay;
-        }
-        deaths += 1;
-        assert!(deaths < 8, "it is not held after {deaths} deaths");
-    };
+    let (relay, deaths) = held_after_deaths(&outbox, &faults, &config, deadly, 8).await;
     outbox.all_settled().await;
 
     assert!(deaths > 2, "the first deaths are not taken for the event's fault");
@@ -233,7 +221,14 @@ async fn one_event_that_is_never_acknowledged_holds_up_no_others() {
         outbox.emit_to(&outbox.topic, Some(&keys[1]), "1").await;
     }
     eventually("the others are settled", PATIENCE, only_it_is_left).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let quiet = "select clock_timestamp()::text";
+    let quiet: String = sqlx::query_scalar(quiet).fetch_one(&mut outbox.connect().await).await.expect("it is answered");
+    eventually("the other lanes' progress to be written without events", PATIENCE, async || {
+        let written = "select count(*) from outbox.progress where updated_at > $1::timestamptz";
+        let written = sqlx::query_scalar::<_, i64>(written).bind(&quiet).fetch_one(&mut outbox.connect().await).await;
+        (written.expect("they can be counted") == 63).then_some(())
+    })
+    .await;
     outbox.emit_to(&outbox.topic, Some(&keys[1]), "1").await;
     eventually("one that comes later is settled", PATIENCE, only_it_is_left).await;
     relay.crash().await;

@@ -10,7 +10,7 @@ use outbox_server::{
 use uuid::Uuid;
 
 use crate::support::{
-    faulty::{Faults, faulty},
+    faulty::{Faults, faulty, held_after_deaths},
     outbox::{Outbox, PATIENCE, Published, key},
 };
 
@@ -239,20 +239,8 @@ async fn an_event_that_ends_the_process_while_the_log_is_streamed_is_held() {
     faults.change(|plan| plan.die_before = Some(deadly));
     let config = config::Relay { attempts_max: 2, lease_ttl_ms: 1_000, ..Outbox::relay_config() };
 
-    let mut deaths = 0;
-    let relay = loop {
-        let relay = faulty(&outbox, &faults, config.clone());
-        let held = async || {
-            let held = outbox.held().await.iter().any(|(id, _)| *id == deadly);
-            (held || relay.has_ended()).then_some(held)
-        };
-        if eventually("it is held, or the relay has died", PATIENCE, held).await {
-            break relay;
-        }
-        deaths += 1;
-        // Each event that its lane passes before it has the deaths counted anew.
-        assert!(deaths < 30, "it is not held after {deaths} deaths");
-    };
+    // Each event that its lane passes before it has the deaths counted anew.
+    let (relay, deaths) = held_after_deaths(&outbox, &faults, &config, deadly, 30).await;
     outbox.all_settled().await;
 
     assert!(deaths > 2, "the first deaths are not taken for the event's fault");

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
+use outbox_harness::eventually;
 use outbox_server::{
     config,
     relay::{
@@ -16,7 +17,7 @@ use outbox_server::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::outbox::{Outbox, Running, publisher};
+use super::outbox::{Outbox, PATIENCE, Running, publisher};
 
 /// Wraps a publisher.
 pub(crate) struct Faulty<P> {
@@ -159,4 +160,26 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
 /// Starts a relay whose publisher has these faults.
 pub(crate) fn faulty(outbox: &Outbox, faults: &Faults, config: config::Relay) -> Running {
     Running::start(Relay::with_publisher(config, &outbox.database_config(), Faulty::new(publisher(), faults)))
+}
+
+/// Starts relays, one after the other, until the event before which they die is held. Returns the last one, and how many
+/// have died: fewer than `deaths_max`.
+pub(crate) async fn held_after_deaths(
+    outbox: &Outbox,
+    faults: &Faults,
+    config: &config::Relay,
+    deadly: Uuid,
+    deaths_max: usize,
+) -> (Running, usize) {
+    for deaths in 0..deaths_max {
+        let relay = faulty(outbox, faults, config.clone());
+        let held = async || {
+            let held = outbox.held().await.iter().any(|(id, _)| *id == deadly);
+            (held || relay.has_ended()).then_some(held)
+        };
+        if eventually("it is held, or the relay has died", PATIENCE, held).await {
+            return (relay, deaths);
+        }
+    }
+    panic!("it is not held after {deaths_max} deaths");
 }
