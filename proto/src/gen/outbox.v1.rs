@@ -1031,6 +1031,9 @@ pub struct ParkResponse {}
 pub struct UnparkRequest {
     #[prost(message, optional, tag = "1")]
     pub target: ::core::option::Option<HoldTarget>,
+    /// Why, at most 1,000 characters; may be empty. It is kept behind the hold's reason, which the history of its events has.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnparkResponse {

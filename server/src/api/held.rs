@@ -68,15 +68,21 @@ impl HeldCalls {
     }
 
     pub(super) async fn unpark(&self, request: UnparkRequest, deadline: Instant) -> Result<UnparkResponse, Status> {
-        let (namespace, target) = target_of(request.target, Vec::new())?;
-        let unparked = call::within(deadline, self.holds.unpark(&namespace, &target)).await?;
-        let Changed { events, more } = unparked.ok_or_else(|| {
-            status::not_held(&match target {
-                Target::Event(id) => format!("event {id}"),
-                Target::Key { topic, .. } => format!("the key of topic {topic}"),
-                Target::Topic(topic) => format!("topic {topic}"),
-            })
-        })?;
+        let UnparkRequest { target, reason } = request;
+        let mut faults = Vec::new();
+        let reason = (!reason.is_empty()).then_some(reason.as_str());
+        if let Some(reason) = reason {
+            check_reason(reason, &mut faults);
+        }
+        let (namespace, target) = target_of(target, faults)?;
+        let what = match &target {
+            Target::Event(id) => format!("event {id}"),
+            Target::Key { topic, .. } => format!("the key of topic {topic}"),
+            Target::Topic(topic) => format!("topic {topic}"),
+        };
+        let unparked = call::within(deadline, self.holds.unpark(&namespace, &target, reason)).await?;
+        let Changed { events, more } = unparked.ok_or_else(|| status::not_held(&what))?;
+        tracing::info!(namespace, what, events, more, reason, "held events are unparked");
         Ok(UnparkResponse { events, more })
     }
 

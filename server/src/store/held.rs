@@ -233,18 +233,24 @@ impl Holds {
             .map_err(read)
     }
 
-    /// Has a hold drained, or those of a topic. `None` when there is no such hold.
+    /// Has a hold drained, or those of a topic. The `reason` is kept with it. `None` when there is no such hold.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn unpark(&self, namespace: &str, target: &Target) -> Result<Option<Changed>, Error> {
+    pub async fn unpark(
+        &self,
+        namespace: &str,
+        target: &Target,
+        reason: Option<&str>,
+    ) -> Result<Option<Changed>, Error> {
         let (id, topic, key) = match target {
             Target::Event(id) => (Some(*id), None, None),
             Target::Key { topic, key } => (None, Some(topic), Some(key)),
-            Target::Topic(topic) => return self.unpark_topic(namespace, topic, AT_ONCE_MAX).await,
+            Target::Topic(topic) => return self.unpark_topic(namespace, topic, reason, AT_ONCE_MAX).await,
         };
         let hold: Option<i64> = sqlx::query_scalar(
-            "update outbox.holds set parked = false, retry_at = clock_timestamp()
+            "update outbox.holds
+             set parked = false, retry_at = clock_timestamp(), reason = outbox.unparked_reason(reason, $5)
              where hold = (
                 select e.hold from outbox.held e where e.id = $1 and e.namespace = $2
                 union
@@ -259,6 +265,7 @@ impl Holds {
         .bind(namespace)
         .bind(topic)
         .bind(key)
+        .bind(reason)
         .fetch_optional(&self.pool)
         .await
         .map_err(read)?;

@@ -161,7 +161,7 @@ async fn a_parked_key_is_held_and_unparked_in_order() {
     assert!(listed.iter().all(|e| e.state() == HeldState::Parked && e.kind() == HoldKind::Key));
     assert_eq!(listed[0].reason, "its consumer is ill");
 
-    let unpark = UnparkRequest { target: of_key(&topic, "a") };
+    let unpark = UnparkRequest { target: of_key(&topic, "a"), reason: "its consumer is well".into() };
     let answer = server.events().unpark(unpark.clone()).await.expect("it is held").into_inner();
     assert_eq!(answer.events, 4);
     for id in &sent {
@@ -179,7 +179,7 @@ async fn a_parked_key_is_held_and_unparked_in_order() {
     let history = server.events().get_event(last).await.expect("it is stored").into_inner().history;
     let states: Vec<EventState> = history.iter().map(EventStep::state).collect();
     assert_eq!(states, [EventState::Pending, EventState::Held, EventState::Published]);
-    assert_eq!(history[1].reason, "its consumer is ill", "it stays known why it was held");
+    assert_eq!(history[1].reason, "its consumer is ill; unparked: its consumer is well", "it stays known why");
     let status = server.events().unpark(unpark).await.expect_err("it is not held any more");
     assert_eq!((status.code(), fault(&status).1.as_str()), (Code::NotFound, "NOT_HELD"));
 }
@@ -218,7 +218,11 @@ async fn a_discarded_event_is_never_published_and_what_is_behind_it_goes_on() {
         }
     };
     eventually("it is discarded", PATIENCE, discarded).await;
-    server.events().unpark(UnparkRequest { target: of_event(&second) }).await.expect("it is held");
+    server
+        .events()
+        .unpark(UnparkRequest { target: of_event(&second), ..UnparkRequest::default() })
+        .await
+        .expect("it is held");
 
     until(&server, &second, EventState::Published).await;
     until(&server, &first, EventState::Discarded).await;
@@ -261,7 +265,11 @@ async fn an_event_that_waits_can_be_parked_and_one_that_is_published_cannot() {
     until(&server, &free, EventState::Published).await;
     until(&server, &parked, EventState::Held).await;
     until(&server, &behind, EventState::Held).await;
-    server.events().unpark(UnparkRequest { target: of_event(&parked) }).await.expect("it is held");
+    server
+        .events()
+        .unpark(UnparkRequest { target: of_event(&parked), ..UnparkRequest::default() })
+        .await
+        .expect("it is held");
     until(&server, &behind, EventState::Published).await;
     until(&server, &parked, EventState::Published).await;
 }

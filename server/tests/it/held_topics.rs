@@ -65,7 +65,7 @@ async fn unparking_a_topic_publishes_each_of_its_keys_in_order_and_no_other_topi
     let mut parked = park_keys(&server, &topic, &["a", "b", "c"], 4).await;
     let elsewhere = park_keys(&server, &other, &["a"], 1).await.remove(0).1;
 
-    let unpark = UnparkRequest { target: of_topic(&topic) };
+    let unpark = UnparkRequest { target: of_topic(&topic), reason: "they are well".into() };
     let answer = server.events().unpark(unpark.clone()).await.expect("it is held").into_inner();
     assert!(!answer.more && answer.events <= 12, "{answer:?}");
     for _ in 0..5 {
@@ -118,7 +118,11 @@ async fn a_discarded_topic_is_never_published_its_parked_keys_stay_parked_and_ot
     let status = server.events().discard(discard("nothing-of-it")).await.expect_err("nothing is held");
     assert_eq!((status.code(), fault(&status).1.as_str()), (Code::NotFound, "NOT_HELD"));
 
-    server.events().unpark(UnparkRequest { target: of_topic(&topic) }).await.expect("its keys are parked");
+    server
+        .events()
+        .unpark(UnparkRequest { target: of_topic(&topic), ..UnparkRequest::default() })
+        .await
+        .expect("its keys are parked");
     until(&server, &later, EventState::Published).await;
     for (_, ids) in &parked {
         until(&server, &ids[0], EventState::Discarded).await;
@@ -178,11 +182,12 @@ async fn one_call_unparks_no_more_holds_than_it_may() {
         sqlx::query_scalar(count).fetch_one(&mut outbox.connect().await).await.expect("they can be counted")
     };
     for (most, left) in [(200, 300), (200, 100), (101, 0)] {
-        let unparked = outbox.operator().unpark_topic("default", &outbox.topic, most).await.expect("it is answered");
+        let unparked = outbox.operator().unpark_topic("default", &outbox.topic, None, most).await;
+        let unparked = unparked.expect("it is answered");
         assert_eq!(unparked, Some(Changed { events: 0, more: left > 0 }));
         assert_eq!(parked().await, left);
     }
-    let missing = outbox.operator().unpark_topic("other", &outbox.topic, 200).await.expect("it is answered");
+    let missing = outbox.operator().unpark_topic("other", &outbox.topic, None, 200).await.expect("it is answered");
     assert_eq!(missing, None, "another tenant's keys");
 }
 
@@ -192,8 +197,9 @@ async fn requests_about_topics_are_checked() {
     let park = ParkRequest { target: of_topic("t"), reason: "for the test".into() };
     let status = server.events().park(park).await.expect_err("a topic cannot be parked");
     assert_eq!(fields(&status), ["target.topic"]);
-    let status = server.events().unpark(UnparkRequest { target: of_topic("") }).await.expect_err("it has no name");
-    assert_eq!(fields(&status), ["target.topic"]);
+    let unpark = UnparkRequest { target: of_topic(""), reason: "x".repeat(1_001) };
+    let status = server.events().unpark(unpark).await.expect_err("it has no name");
+    assert_eq!(fields(&status), ["reason", "target.topic"]);
     let both = DiscardRequest { event_id: Uuid::now_v7().to_string(), ..discard("t") };
     let status = server.events().discard(both).await.expect_err("it names two things");
     assert_eq!(fields(&status), ["topic"]);

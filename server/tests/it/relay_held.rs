@@ -27,7 +27,7 @@ async fn published(topic: &str) -> Published {
 }
 
 async fn unpark_event(outbox: &Outbox, id: Uuid) {
-    let unparked = outbox.operator().unpark("default", &Target::Event(id)).await.expect("it is answered");
+    let unparked = outbox.operator().unpark("default", &Target::Event(id), None).await.expect("it is answered");
     assert!(unparked.is_some(), "it is held");
 }
 

@@ -38,7 +38,7 @@ async fn until_held(outbox: &Outbox, count: usize) {
 }
 
 async fn unpark(outbox: &Outbox, target: &Target) {
-    let unparked = outbox.operator().unpark("default", target).await.expect("it is answered");
+    let unparked = outbox.operator().unpark("default", target, None).await.expect("it is answered");
     assert!(unparked.is_some(), "it is held");
 }
 

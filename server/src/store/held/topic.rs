@@ -13,17 +13,23 @@ const BATCH_MAX: i64 = 1_000;
 
 impl Holds {
     /// Has every hold of a topic drained, `holds_max` of them at most, which are not due already; those of a missing topic
-    /// are of every namespace. `None` when there is none.
+    /// are of every namespace. The `reason` is kept with the holds. `None` when there is none.
     ///
     /// # Errors
     /// When the database cannot be written. What was unparked by then stays so.
-    pub async fn unpark_topic(&self, namespace: &str, topic: &str, holds_max: i64) -> Result<Option<Changed>, Error> {
+    pub async fn unpark_topic(
+        &self,
+        namespace: &str,
+        topic: &str,
+        reason: Option<&str>,
+        holds_max: i64,
+    ) -> Result<Option<Changed>, Error> {
         let lanes = self.lanes_of(namespace, topic).await?;
         if lanes.is_empty() {
             return Ok(None);
         }
-        let statement = "select outbox.unpark_topic($1, $2, $3, $4)";
-        let unparked = self.in_batches(statement, (namespace, topic), &lanes, holds_max, None).await?;
+        let statement = "select outbox.unpark_topic($1, $2, $3, $4, $5)";
+        let unparked = self.in_batches(statement, (namespace, topic), &lanes, holds_max, reason).await?;
         let count = "select count(*) from (
                         select from outbox.holds h join outbox.held e on e.hold = h.hold
                         where h.topic = $1 and h.namespace in ($2, '') limit $3) as counted";
@@ -80,11 +86,15 @@ impl Holds {
                 if batch == 0 {
                     return Ok(done);
                 }
-                let mut run = sqlx::query_scalar(statement).bind(namespace).bind(topic).bind(lane).bind(batch as i32);
-                if let Some(reason) = reason {
-                    run = run.bind(reason);
-                }
-                let changed: i32 = run.fetch_one(&self.pool).await.map_err(read)?;
+                let changed: i32 = sqlx::query_scalar(statement)
+                    .bind(namespace)
+                    .bind(topic)
+                    .bind(lane)
+                    .bind(batch as i32)
+                    .bind(reason)
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(read)?;
                 done += i64::from(changed);
                 if i64::from(changed) < batch {
                     break;
