@@ -1,7 +1,7 @@
 //! Failover of the database while the log is streamed: a standby that has the relay's slot is promoted.
 //!
-//! Postgres keeps logical slots on standbys from version 17 on; the tests' usual one may be older. To run this one:
-//! `PG_BIN=…/bin cargo test -p outbox-server --all-features --test it -- --ignored failover`.
+//! Postgres keeps logical slots on standbys from version 17 on; the tests' usual one may be older. `deploy/test --only newer`
+//! runs this one, or `PG_BIN=…/bin cargo test -p outbox-server --all-features --test it -- --ignored failover`.
 
 use outbox_harness::{cluster::Cluster, eventually, kafka};
 use outbox_server::{model::source::Source, relay::Error};
