@@ -105,7 +105,7 @@ pub fn is_free_header(name: &str) -> bool {
     !name.is_empty() && !reserved && ![CONTENT_TYPE, TRACEPARENT, TRACESTATE, SEQUENCE].contains(&name)
 }
 
-/// The attributes of an event that is stored elsewhere, to be encoded without copying them.
+/// The attributes of an event that is stored elsewhere, to be encoded or read without copying them.
 #[derive(Clone, Copy, Debug)]
 pub struct AttributesRef<'a> {
     /// The event's id.
@@ -126,7 +126,54 @@ pub struct AttributesRef<'a> {
     pub tracestate: Option<&'a str>,
 }
 
-impl AttributesRef<'_> {
+impl<'a> AttributesRef<'a> {
+    /// Reads the headers of a record, and calls `free` with each that is no attribute. Of a repeated attribute the last one
+    /// counts; CloudEvents extension attributes are free headers under their header's name.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the header that is missing or cannot be read.
+    pub fn decode(
+        headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+        mut free: impl FnMut(&'a str, Option<&'a [u8]>),
+    ) -> Result<Self, DecodeError> {
+        let (mut version, mut id, mut source, mut event_type) = (None, None, None, None);
+        let (mut subject, mut time, mut content_type) = (None, None, None);
+        let (mut traceparent, mut tracestate) = (None, None);
+        for (name, value) in headers {
+            match name {
+                CE_SPEC_VERSION => version = text(CE_SPEC_VERSION, value)?,
+                CE_ID => id = text(CE_ID, value)?,
+                CE_SOURCE => source = text(CE_SOURCE, value)?,
+                CE_TYPE => event_type = text(CE_TYPE, value)?,
+                CE_SUBJECT => subject = text(CE_SUBJECT, value)?,
+                CE_TIME => time = text(CE_TIME, value)?,
+                CONTENT_TYPE => content_type = text(CONTENT_TYPE, value)?,
+                TRACEPARENT => traceparent = text(TRACEPARENT, value)?,
+                TRACESTATE => tracestate = text(TRACESTATE, value)?,
+                _ => free(name, value),
+            }
+        }
+        let version = version.ok_or(DecodeError::Missing(CE_SPEC_VERSION))?;
+        if version != SPEC_VERSION {
+            return Err(DecodeError::SpecVersion(version.to_owned()));
+        }
+        let id = id.ok_or(DecodeError::Missing(CE_ID))?;
+        let parse_time = |t: &str| match DateTime::parse_from_rfc3339(t) {
+            Ok(time) => Ok(time.with_timezone(&Utc)),
+            Err(_) => Err(DecodeError::Time(t.to_owned())),
+        };
+        Ok(Self {
+            id: Uuid::try_parse(id).map_err(|_| DecodeError::Id(id.to_owned()))?,
+            source: source.ok_or(DecodeError::Missing(CE_SOURCE))?,
+            event_type: event_type.ok_or(DecodeError::Missing(CE_TYPE))?,
+            subject,
+            time: time.map(parse_time).transpose()?,
+            content_type,
+            traceparent,
+            tracestate,
+        })
+    }
+
     /// Calls `put` with each attribute's header name and value. Free headers, which come last, are the caller's.
     pub fn encode(&self, mut put: impl FnMut(&str, &[u8])) {
         let mut id = Uuid::encode_buffer();
@@ -173,48 +220,24 @@ impl Attributes {
         }
     }
 
-    /// Reads the headers of a record. Of a repeated attribute the last one counts; a null free header reads as
-    /// empty; CloudEvents extension attributes are kept as free headers under their header's name.
+    /// Reads the headers of a record, as [`AttributesRef::decode`] does; a null free header reads as empty.
     ///
     /// # Errors
     /// [`DecodeError`] names the header that is missing or cannot be read.
     pub fn decode<'a>(headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> Result<Self, DecodeError> {
-        let (mut version, mut id, mut source, mut event_type) = (None, None, None, None);
-        let (mut subject, mut time, mut content_type) = (None, None, None);
-        let (mut traceparent, mut tracestate) = (None, None);
         let mut free = Vec::new();
-        for (name, value) in headers {
-            match name {
-                CE_SPEC_VERSION => version = text(CE_SPEC_VERSION, value)?,
-                CE_ID => id = text(CE_ID, value)?,
-                CE_SOURCE => source = text(CE_SOURCE, value)?,
-                CE_TYPE => event_type = text(CE_TYPE, value)?,
-                CE_SUBJECT => subject = text(CE_SUBJECT, value)?,
-                CE_TIME => time = text(CE_TIME, value)?,
-                CONTENT_TYPE => content_type = text(CONTENT_TYPE, value)?,
-                TRACEPARENT => traceparent = text(TRACEPARENT, value)?,
-                TRACESTATE => tracestate = text(TRACESTATE, value)?,
-                _ => free.push((name.to_owned(), value.unwrap_or_default().to_vec())),
-            }
-        }
-        let version = version.ok_or(DecodeError::Missing(CE_SPEC_VERSION))?;
-        if version != SPEC_VERSION {
-            return Err(DecodeError::SpecVersion(version.to_owned()));
-        }
-        let id = id.ok_or(DecodeError::Missing(CE_ID))?;
-        let parse_time = |t: &str| match DateTime::parse_from_rfc3339(t) {
-            Ok(time) => Ok(time.with_timezone(&Utc)),
-            Err(_) => Err(DecodeError::Time(t.to_owned())),
-        };
+        let read = AttributesRef::decode(headers, |name, value| {
+            free.push((name.to_owned(), value.unwrap_or_default().to_vec()));
+        })?;
         Ok(Self {
-            id: Uuid::try_parse(id).map_err(|_| DecodeError::Id(id.to_owned()))?,
-            source: source.ok_or(DecodeError::Missing(CE_SOURCE))?.to_owned(),
-            event_type: event_type.ok_or(DecodeError::Missing(CE_TYPE))?.to_owned(),
-            subject: subject.map(str::to_owned),
-            time: time.map(parse_time).transpose()?,
-            content_type: content_type.map(str::to_owned),
-            traceparent: traceparent.map(str::to_owned),
-            tracestate: tracestate.map(str::to_owned),
+            id: read.id,
+            source: read.source.to_owned(),
+            event_type: read.event_type.to_owned(),
+            subject: read.subject.map(str::to_owned),
+            time: read.time,
+            content_type: read.content_type.map(str::to_owned),
+            traceparent: read.traceparent.map(str::to_owned),
+            tracestate: read.tracestate.map(str::to_owned),
             headers: free,
         })
     }

@@ -15,20 +15,21 @@ use std::{
 use chrono::{DateTime, Utc};
 use outbox_proto::record::Attributes;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use rdkafka::{
-    Timestamp,
-    message::{Header, OwnedHeaders, OwnedMessage},
-};
 use uuid::Uuid;
 
 use crate::{
     BatchHandler, Effect, Event, Handler, Inbox,
     claim::Claims,
-    consumer::mode::{Batched, Done, Leased, Mode, Scope, Transactional},
+    consumer::{
+        mode::{Batched, Done, Leased, Mode, Scope, Transactional},
+        record::{Place, Record},
+    },
 };
 
 /// How often a delivery is tried before the kit gives the handler up.
 const ATTEMPTS_MAX: u32 = 100;
+/// Headers of most events.
+const HEADERS: usize = 8;
 /// After how many wake-ups at most an attempt crashes, if it is to.
 const POLLS_MAX: u32 = 8;
 
@@ -280,12 +281,10 @@ impl TestEvent {
     /// # Panics
     /// When the source or the type is empty: no such event can be.
     pub fn build(self) -> Event {
-        let mut headers = OwnedHeaders::new();
-        self.attributes.encode(|key, value| {
-            headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
-        });
-        let now = Timestamp::CreateTime(Utc::now().timestamp_millis());
-        let record = OwnedMessage::new(self.payload, self.key, "test".to_owned(), now, 0, 0, Some(headers));
+        let place = Place { topic: "test".into(), partition: 0, offset: 0 };
+        let now = Some(Utc::now().timestamp_millis());
+        let mut record = Record::new(place, now, self.key.as_deref(), self.payload.as_deref(), HEADERS);
+        self.attributes.encode(|name, value| record.push_header(name, Some(value)));
         match Event::decode(record) {
             Ok(event) => event,
             Err((_, error)) => panic!("the event is none: {error}"),

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use outbox_proto::record::{ORIGIN_PREFIX, origin};
 use rdkafka::{
-    ClientConfig, Message as _,
+    ClientConfig,
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
+    message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord, Producer as _},
     util::Timeout,
 };
+
+use super::record::Record;
 
 /// How long Kafka may take to acknowledge a record before that counts as a failure.
 const ACKNOWLEDGED_WITHIN: &str = "30000";
@@ -40,7 +42,7 @@ impl DeadLetters {
     }
 
     /// Puts a record there, and waits until Kafka has it.
-    pub(super) async fn put(&self, record: &OwnedMessage, reason: &Reason<'_>) -> Result<(), KafkaError> {
+    pub(super) async fn put(&self, record: &Record, reason: &Reason<'_>) -> Result<(), KafkaError> {
         let headers = headers(record, reason);
         let mut letter = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
         letter.key = record.key();
@@ -100,12 +102,11 @@ pub(super) fn producer_config(kafka: &[(String, String)]) -> ClientConfig {
     config
 }
 
-fn headers(record: &OwnedMessage, reason: &Reason<'_>) -> OwnedHeaders {
-    let before = record.headers().into_iter().flat_map(|headers| headers.iter());
+fn headers(record: &Record, reason: &Reason<'_>) -> OwnedHeaders {
     // Those of an earlier stay in a dead-letter topic make way for the new ones.
     let mut headers = OwnedHeaders::new();
-    for header in before.filter(|header| !header.key.starts_with(ORIGIN_PREFIX)) {
-        headers = headers.insert(Header { key: header.key, value: header.value });
+    for (key, value) in record.headers().filter(|(name, _)| !name.starts_with(ORIGIN_PREFIX)) {
+        headers = headers.insert(Header { key, value });
     }
     let (partition, offset) = (record.partition().to_string(), record.offset().to_string());
     let attempts = reason.attempts.to_string();

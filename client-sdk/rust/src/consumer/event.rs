@@ -6,15 +6,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use outbox_proto::record::{Attributes, CONTENT_TYPE, DecodeError, origin};
-use rdkafka::{
-    Message as _,
-    message::{Headers as _, OwnedMessage},
-};
+use outbox_proto::record::{AttributesRef, CONTENT_TYPE, DecodeError, origin};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::structured;
+use super::{
+    record::{Record, Span},
+    structured,
+};
 use crate::inbox::{Content, EventKey};
 
 /// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it. Cheap to
@@ -24,10 +23,25 @@ pub struct Event(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    record: OwnedMessage,
+    record: Record,
+    /// What the value of a record in structured mode holds: the event as it would be in binary mode.
+    unpacked: Option<Record>,
     attributes: Attributes,
-    /// What the value of a record in structured mode holds as the event's payload.
-    unpacked: Option<Option<Vec<u8>>>,
+}
+
+/// An event's attributes, by where they lie in its record.
+#[derive(Debug)]
+struct Attributes {
+    id: Uuid,
+    time: Option<DateTime<Utc>>,
+    source: Span,
+    event_type: Span,
+    subject: Option<Span>,
+    content_type: Option<Span>,
+    traceparent: Option<Span>,
+    tracestate: Option<Span>,
+    /// Names and values.
+    headers: Vec<(Span, Option<Span>)>,
 }
 
 /// Why a payload cannot be read.
@@ -72,9 +86,13 @@ pub enum PayloadError {
 
 impl Event {
     /// Reads a record; one that is no event comes back as it was.
-    pub(crate) fn decode(record: OwnedMessage) -> Result<Self, (Box<OwnedMessage>, DecodeError)> {
-        match attributes(&record) {
-            Ok((attributes, unpacked)) => Ok(Self(Arc::new(Inner { record, attributes, unpacked }))),
+    pub(crate) fn decode(record: Record) -> Result<Self, (Box<Record>, DecodeError)> {
+        let read = || {
+            let unpacked = unpack(&record)?;
+            Ok((attributes(unpacked.as_ref().unwrap_or(&record))?, unpacked))
+        };
+        match read() {
+            Ok((attributes, unpacked)) => Ok(Self(Arc::new(Inner { record, unpacked, attributes }))),
             Err(error) => Err((Box::new(record), error)),
         }
     }
@@ -94,8 +112,17 @@ impl Event {
         self.header(origin::CONSUMER).is_none_or(|only| only == consumer.as_bytes())
     }
 
-    pub(super) fn record(&self) -> &OwnedMessage {
+    pub(super) fn record(&self) -> &Record {
         &self.0.record
+    }
+
+    /// Where its attributes lie.
+    fn content(&self) -> &Record {
+        self.0.unpacked.as_ref().unwrap_or(&self.0.record)
+    }
+
+    fn text(&self, span: Option<Span>) -> Option<&str> {
+        span.map(|span| self.content().text(span))
     }
 
     /// What it is deduplicated by, within its source.
@@ -105,17 +132,17 @@ impl Event {
 
     /// CloudEvents `source`: who made it.
     pub fn source(&self) -> &str {
-        &self.0.attributes.source
+        self.content().text(self.0.attributes.source)
     }
 
     /// CloudEvents `type`: what happened.
     pub fn event_type(&self) -> &str {
-        &self.0.attributes.event_type
+        self.content().text(self.0.attributes.event_type)
     }
 
     /// CloudEvents `subject`: what it happened to.
     pub fn subject(&self) -> Option<&str> {
-        self.0.attributes.subject.as_deref()
+        self.text(self.0.attributes.subject)
     }
 
     /// CloudEvents `time`: when it happened. outboxd always sets it.
@@ -125,7 +152,7 @@ impl Event {
 
     /// When the record was written, by its producer's or its broker's clock.
     pub fn recorded_at(&self) -> Option<DateTime<Utc>> {
-        DateTime::from_timestamp_millis(self.0.record.timestamp().to_millis()?)
+        DateTime::from_timestamp_millis(self.0.record.timestamp()?)
     }
 
     /// Its own time; one without is as old as its record.
@@ -140,15 +167,12 @@ impl Event {
 
     /// The payload; `None` for a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
-        match &self.0.unpacked {
-            Some(unpacked) => unpacked.as_deref(),
-            None => self.0.record.payload(),
-        }
+        self.content().payload()
     }
 
     /// Media type of the payload.
     pub fn content_type(&self) -> Option<&str> {
-        self.0.attributes.content_type.as_deref()
+        self.text(self.0.attributes.content_type)
     }
 
     /// Reads the payload as JSON, whatever its content type.
@@ -180,14 +204,15 @@ impl Event {
     }
 
     /// The free headers, in the order of the record.
-    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
-        self.0.attributes.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> + DoubleEndedIterator {
+        let part = |span| self.content().part(span);
+        let headers = self.0.attributes.headers.iter();
+        headers.map(move |(name, value)| (self.content().text(*name), value.map(part).unwrap_or_default()))
     }
 
     /// The value of the last free header of this name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let found = self.0.attributes.headers.iter().rev().find(|(n, _)| n == name);
-        found.map(|(_, value)| value.as_slice())
+        self.headers().rev().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
     /// Where it was read from.
@@ -206,45 +231,65 @@ impl Event {
     }
 
     pub(crate) fn traceparent(&self) -> Option<&str> {
-        self.0.attributes.traceparent.as_deref()
+        self.text(self.0.attributes.traceparent)
     }
 
     pub(crate) fn tracestate(&self) -> Option<&str> {
-        self.0.attributes.tracestate.as_deref()
+        self.text(self.0.attributes.tracestate)
     }
 }
 
-type Unpacked = Option<Option<Vec<u8>>>;
-
-/// An event's attributes, from the headers, or in structured mode from the value; there with the payload.
-fn attributes(record: &OwnedMessage) -> Result<(Attributes, Unpacked), DecodeError> {
-    let headers = || record.headers().into_iter().flat_map(|headers| headers.iter()).map(|h| (h.key, h.value));
-    let content_type = headers().find(|(name, _)| name.eq_ignore_ascii_case(CONTENT_TYPE)).and_then(|(_, value)| value);
+/// The event in a record of structured mode as binary mode would have it; `None` when the record is in that mode itself.
+fn unpack(record: &Record) -> Result<Option<Record>, DecodeError> {
+    let is_content_type = |name: &str| name.eq_ignore_ascii_case(CONTENT_TYPE);
+    let content_type = record.headers().find(|(name, _)| is_content_type(name)).and_then(|(_, value)| value);
     if !content_type.is_some_and(structured::is_structured) {
-        return Ok((Attributes::decode(headers())?, None));
+        return Ok(None);
     }
     let event = structured::read(record.payload().unwrap_or_default())?;
+    let count = record.headers().len() + event.headers.len();
+    let payload = event.payload.as_deref();
+    let mut unpacked = Record::new(record.place().clone(), record.timestamp(), record.key(), payload, count);
     // The record's own headers are free headers; where both name an attribute, the value's counts.
-    let own = headers().filter(|(name, _)| !name.eq_ignore_ascii_case(CONTENT_TYPE));
-    let inner = event.headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_slice())));
-    Ok((Attributes::decode(own.chain(inner))?, Some(event.payload)))
+    for (name, value) in record.headers().filter(|(name, _)| !is_content_type(name)) {
+        unpacked.push_header(name, value);
+    }
+    for (name, value) in &event.headers {
+        unpacked.push_header(name, Some(value));
+    }
+    Ok(Some(unpacked))
+}
+
+fn attributes(record: &Record) -> Result<Attributes, DecodeError> {
+    let mut headers = Vec::new();
+    let read = AttributesRef::decode(record.headers(), |name, value| {
+        headers.push((record.span(name.as_bytes()), value.map(|value| record.span(value))));
+    })?;
+    let span = |text: &str| record.span(text.as_bytes());
+    Ok(Attributes {
+        id: read.id,
+        time: read.time,
+        source: span(read.source),
+        event_type: span(read.event_type),
+        subject: read.subject.map(span),
+        content_type: read.content_type.map(span),
+        traceparent: read.traceparent.map(span),
+        tracestate: read.tracestate.map(span),
+        headers,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::{
-        Timestamp,
-        message::{Header, OwnedHeaders},
-    };
-
     use super::*;
+    use crate::consumer::record::Place;
 
-    fn record(value: &str) -> OwnedMessage {
-        let headers = [("content-type", "application/cloudevents+json"), ("x-tenant", "7")];
-        let headers = headers
-            .iter()
-            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
-        OwnedMessage::new(Some(value.into()), None, "users".into(), Timestamp::NotAvailable, 0, 0, Some(headers))
+    fn record(value: &str) -> Record {
+        let place = Place { topic: "users".into(), partition: 0, offset: 0 };
+        let mut record = Record::new(place, None, None, Some(value.as_bytes()), 2);
+        record.push_header("content-type", Some(b"application/cloudevents+json"));
+        record.push_header("x-tenant", Some(b"7"));
+        record
     }
 
     #[test]

@@ -15,17 +15,16 @@ use std::{
 
 use rdkafka::{
     consumer::{BaseConsumer, ConsumerContext, base_consumer::PartitionQueue},
-    error::KafkaResult,
-    message::OwnedMessage,
+    error::KafkaError,
 };
 
-use super::lanes::{Bound, size};
+use super::{lanes::Bound, record::Record};
 
 /// How many records of a partition are read before others get a turn.
 const PER_TURN: usize = 100;
 
-/// The queues, by topic and partition.
-type Queues<C> = HashMap<(String, i32), PartitionQueue<C>>;
+/// The queues with their topics' names, by topic and partition.
+type Queues<C> = HashMap<(String, i32), (Arc<str>, PartitionQueue<C>)>;
 
 /// The partitions' queues. They keep the consumer alive: it ends only after [`close_all`](Self::close_all).
 pub(super) struct Feeds<C: ConsumerContext + 'static> {
@@ -60,7 +59,7 @@ impl<C: ConsumerContext + 'static> Feeds<C> {
             queues.remove(&name);
             let Some(mut queue) = consumer.split_partition_queue(topic, *partition) else { return false };
             queue.set_nonempty_callback(nonempty.clone());
-            queues.insert(name, queue);
+            queues.insert(name, (Arc::from(topic.as_str()), queue));
             true
         })
     }
@@ -78,28 +77,38 @@ impl<C: ConsumerContext + 'static> Feeds<C> {
         self.queues().clear();
     }
 
-    /// Gives `take` what the queues have, as far as there is room. True when there may be more at once.
+    /// Gives `take` what the queues have, partition by partition, as far as there is room. True when there may be more at
+    /// once.
     ///
     /// # Errors
-    /// Those of `take`, which ends reading.
+    /// Those of `tolerate`, which end reading. What was read by then is taken.
     pub(super) fn read<E>(
         &self,
         room: impl Fn(&str, i32) -> Bound,
-        mut take: impl FnMut(KafkaResult<OwnedMessage>) -> Result<(), E>,
+        mut take: impl FnMut(Vec<Record>),
+        tolerate: impl Fn(KafkaError) -> Result<(), E>,
     ) -> Result<bool, E> {
         let mut has_more = false;
-        for ((topic, partition), queue) in self.queues().iter() {
+        for ((_, partition), (topic, queue)) in self.queues().iter() {
             let Bound { records, mut bytes } = room(topic, *partition);
-            let turn = records.min(PER_TURN);
-            let mut read = 0;
-            while read < turn && bytes > 0 {
+            let (mut read, mut polled, mut outcome) = (Vec::new(), 0, Ok(()));
+            while polled < records.min(PER_TURN) && bytes > 0 && outcome.is_ok() {
                 let Some(record) = queue.poll(Duration::ZERO) else { break };
-                let record = record.map(|record| record.detach());
-                bytes = bytes.saturating_sub(record.as_ref().map_or(0, size));
-                read += 1;
-                take(record)?;
+                polled += 1;
+                match record {
+                    Ok(record) => {
+                        let record = Record::copy(Arc::clone(topic), &record);
+                        bytes = bytes.saturating_sub(record.size());
+                        read.push(record);
+                    }
+                    Err(error) => outcome = tolerate(error),
+                }
             }
-            has_more |= read == PER_TURN;
+            if !read.is_empty() {
+                take(read);
+            }
+            outcome?;
+            has_more |= polled == PER_TURN;
         }
         Ok(has_more)
     }

@@ -7,23 +7,28 @@
 
 use std::{
     collections::hash_map::DefaultHasher,
+    future::poll_fn,
     hash::{Hash as _, Hasher as _},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     ConsumerError,
-    lanes::{Epoch, LaneEnd, size},
+    lanes::{Epoch, LaneEnd},
     mailbox::{Mailbox, Settled},
     mode::Mode,
     queue::{Line, Queue},
+    record::Record,
     sequence::Watch,
     worker::{Outcome, Work},
 };
+
+/// How many records a worker takes at once where each is handled by itself.
+const SINGLY_MAX: usize = 64;
 
 /// What the workers of a lane share.
 struct Lane<M> {
@@ -37,17 +42,9 @@ struct Lane<M> {
 
 #[derive(Default)]
 struct State {
-    queue: Queue<OwnedMessage>,
+    queue: Queue<Record>,
     workers: usize,
     resting: usize,
-}
-
-/// What is to be done about a record that was queued.
-enum Call {
-    Start,
-    Wake,
-    /// All workers are busy, or its line is.
-    Nothing,
 }
 
 /// Works a lane off until it is stopped, its queue is closed, or a record cannot be settled.
@@ -73,15 +70,13 @@ pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
                     break;
                 }
             }
-            record = end.records.recv() => {
-                let Some(record) = record else { break };
+            records = end.records.recv() => {
+                let Some(records) = records else { break };
                 if let Some(watcher) = &mut watcher {
-                    watcher.see(&record, &lane.work.counters);
+                    records.iter().for_each(|record| watcher.see(record, &lane.work.counters));
                 }
-                match lane.queue(record) {
-                    Call::Start => drop(workers.spawn(Arc::clone(&lane).worker())),
-                    Call::Wake => lane.ready.notify_one(),
-                    Call::Nothing => {}
+                for _ in 0..lane.queue(records) {
+                    workers.spawn(Arc::clone(&lane).worker());
                 }
             }
         }
@@ -93,39 +88,38 @@ pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
 }
 
 impl<M: Mode> Lane<M> {
-    fn queue(&self, record: OwnedMessage) -> Call {
-        let line = self.line(&record);
+    /// Queues records, and wakes workers. Returns how many are to be started besides: as many as there are lines to take,
+    /// and no more than there may be.
+    fn queue(&self, records: Vec<Record>) -> usize {
         let mut state = self.state();
-        state.queue.push(line, record);
-        match state.queue.ready() {
-            0 => Call::Nothing,
-            ready if state.resting >= ready => Call::Wake,
-            _ if state.workers < self.work.concurrency => {
-                state.workers += 1;
-                Call::Start
-            }
-            _ => Call::Nothing,
+        for record in records {
+            state.queue.push(self.line(&record), record);
         }
+        let (ready, resting) = (state.queue.ready(), state.resting);
+        (0..resting.min(ready)).for_each(|_| self.ready.notify_one());
+        let start = ready.saturating_sub(resting).min(self.work.concurrency - state.workers);
+        state.workers += start;
+        start
     }
 
     /// The line of a record's key. A batch is taken from one line, so then there are only as many as workers.
-    fn line(&self, record: &OwnedMessage) -> Line {
+    fn line(&self, record: &Record) -> Line {
+        let workers = self.work.concurrency as u64;
+        if workers == 1 {
+            return 0;
+        }
         let mut hash = DefaultHasher::new();
         match record.key() {
             Some(key) => key.hash(&mut hash),
             None => record.offset().hash(&mut hash),
         }
-        let (line, workers) = (hash.finish(), self.work.concurrency as u64);
-        match () {
-            () if workers == 1 => 0,
-            () if self.work.mode.batch_max() > 1 => line % workers,
-            () => line,
-        }
+        if self.work.mode.batch_max() > 1 { hash.finish() % workers } else { hash.finish() }
     }
 
     /// Settles what is ready, for as long as there is something.
     async fn worker(self: Arc<Self>) -> Result<(), ConsumerError> {
         let mut session = M::Session::default();
+        let report = Report { mailbox: &self.work.mailbox, settled: Mutex::default() };
         loop {
             let Some((line, records)) = self.take() else {
                 match self.rest(&mut session).await {
@@ -133,22 +127,24 @@ impl<M: Mode> Lane<M> {
                     false => return Ok(()),
                 }
             };
-            let settled = |record: &OwnedMessage| {
-                let (offset, bytes) = (record.offset(), size(record));
-                self.work.mailbox.settled(Settled { epoch: self.epoch, offset, bytes });
-            };
-            match self.work.settle_all(records, &mut session, &self.stop, settled).await? {
+            let settled = |record: &Record| report.add(Settled::of(self.epoch, record));
+            let settling = self.work.settle_all(records, &mut session, &self.stop, settled);
+            match report.during(settling).await? {
                 Outcome::Settled => self.state().queue.done(line),
                 Outcome::Stopped => return Ok(()),
             }
         }
     }
 
-    fn take(&self) -> Option<(Line, Vec<OwnedMessage>)> {
+    /// Takes what is handled in one go, or, where there is but one line, a number of records to be handled singly. With
+    /// more lines none is to wait for many of another.
+    fn take(&self) -> Option<(Line, Vec<Record>)> {
         if self.stop.is_cancelled() {
             return None;
         }
-        self.state().queue.take(self.work.mode.batch_max())
+        let singly = if self.work.concurrency == 1 { SINGLY_MAX } else { 1 };
+        let batch = self.work.mode.batch_max();
+        self.state().queue.take(if batch > 1 { batch } else { singly })
     }
 
     /// Waits for work with what the session keeps. False when there was none: then the worker is to end.
@@ -186,6 +182,37 @@ impl<M: Mode> Lane<M> {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is settled and not told to the polling thread yet: it is told of many quick ones at once.
+struct Report<'a> {
+    mailbox: &'a Mailbox,
+    settled: Mutex<Vec<Settled>>,
+}
+
+impl Report<'_> {
+    fn add(&self, settled: Settled) {
+        self.settled().push(settled);
+    }
+
+    fn send(&self) {
+        self.mailbox.settled(&mut self.settled());
+    }
+
+    /// Sends whenever this waits for something, and at its end.
+    async fn during<T>(&self, settling: impl Future<Output = T>) -> T {
+        let mut settling = pin!(settling);
+        poll_fn(|context| {
+            let polled = settling.as_mut().poll(context);
+            self.send();
+            polled
+        })
+        .await
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Vec<Settled>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

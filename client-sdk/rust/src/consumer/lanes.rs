@@ -8,12 +8,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::{runtime::Handle, sync::mpsc, task::AbortHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    mailbox::{News, Settled},
+    mailbox::News,
+    record::Record,
     stats::{Counters, add, take},
     window::Window,
 };
@@ -34,7 +34,8 @@ pub(super) struct Bound {
 /// What a lane's task needs of its lane.
 pub(super) struct LaneEnd {
     pub(super) epoch: Epoch,
-    pub(super) records: mpsc::UnboundedReceiver<OwnedMessage>,
+    /// What was read, in order.
+    pub(super) records: mpsc::UnboundedReceiver<Vec<Record>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -42,10 +43,10 @@ pub(super) struct LaneEnd {
 pub(super) type StartLane = Box<dyn Fn(&Handle, LaneEnd) -> AbortHandle + Send + Sync>;
 
 struct Lane {
-    topic: String,
+    topic: Arc<str>,
     partition: i32,
     /// Bounded by whoever reads: no more than there is [room](Lanes::room) for.
-    records: mpsc::UnboundedSender<OwnedMessage>,
+    records: mpsc::UnboundedSender<Vec<Record>>,
     stop: CancellationToken,
     task: AbortHandle,
     window: Window,
@@ -53,8 +54,8 @@ struct Lane {
     bytes: usize,
 }
 
-/// Offsets up to which everything is settled, to be committed, each with its topic and partition. In order per partition.
-pub(super) type Offsets = Vec<(String, i32, i64)>;
+/// Offsets up to which everything is settled, to be committed, each with its topic and partition. One per partition.
+pub(super) type Offsets = Vec<(Arc<str>, i32, i64)>;
 
 pub(super) struct Lanes {
     start: StartLane,
@@ -64,11 +65,6 @@ pub(super) struct Lanes {
     last_epoch: Epoch,
     lanes: HashMap<Epoch, Lane>,
     epochs: HashMap<String, HashMap<i32, Epoch>>,
-}
-
-/// What a record counts as against a lane's bound: payload, key and a flat sum for the rest.
-pub(super) fn size(record: &OwnedMessage) -> usize {
-    record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len) + 256
 }
 
 impl Lanes {
@@ -95,8 +91,9 @@ impl Lanes {
             let (records, receiver) = mpsc::unbounded_channel();
             let stop = CancellationToken::new();
             let task = (self.start)(&self.runtime, LaneEnd { epoch, records: receiver, stop: stop.clone() });
-            let (topic, partition) = (topic.clone(), *partition);
+            let partition = *partition;
             self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
+            let topic = Arc::from(topic.as_str());
             let window = Window::default();
             let lane = Lane { topic, partition, records, stop, task, window, in_flight: 0, bytes: 0 };
             self.lanes.insert(epoch, lane);
@@ -114,41 +111,51 @@ impl Lanes {
         }
     }
 
-    /// Queues a record in its partition's lane. One without a lane is dropped: it has not been settled, so it will be
-    /// read again.
-    pub(super) fn push(&mut self, record: OwnedMessage) {
-        let epoch = self.epoch(record.topic(), record.partition());
+    /// Queues records of one partition in its lane, in order. Those without a lane are dropped: they have not been settled,
+    /// so they will be read again.
+    pub(super) fn push(&mut self, records: Vec<Record>) {
+        let Some(first) = records.first() else { return };
+        let epoch = self.epoch(first.topic(), first.partition());
         let Some(lane) = epoch.and_then(|epoch| self.lanes.get_mut(&epoch)) else {
-            tracing::debug!(topic = record.topic(), partition = record.partition(), "a record of no lane is dropped");
+            let (topic, partition) = (first.topic(), first.partition());
+            tracing::debug!(topic, partition, records = records.len(), "records of no lane are dropped");
             return;
         };
-        let (bytes, offset) = (size(&record), record.offset());
-        // It fails only when the lane's task has ended.
-        if lane.records.send(record).is_err() {
-            return;
+        for record in &records {
+            lane.window.read(record.offset());
+            lane.bytes += record.size();
         }
-        add(&self.counters.queued, 1);
-        lane.window.read(offset);
-        lane.in_flight += 1;
-        lane.bytes += bytes;
+        let count = records.len();
+        lane.in_flight += count;
+        add(&self.counters.queued, count as u64);
+        // It fails only when the lane's task has ended: then nothing more is read, and nothing of it is settled.
+        let _ = lane.records.send(records);
     }
 
     /// Takes in what lanes report. A report of a lane that is closed is discarded.
     pub(super) fn apply(&mut self, news: &News) -> Offsets {
-        let mut offsets = Offsets::new();
-        for Settled { epoch, offset, bytes } in &news.settled {
-            let Some(lane) = self.lanes.get_mut(epoch) else {
-                add(&self.counters.discarded, 1);
+        let mut moved: Vec<(Epoch, i64)> = Vec::new();
+        for reports in news.settled.chunk_by(|one, next| one.epoch == next.epoch) {
+            let epoch = reports[0].epoch;
+            let Some(lane) = self.lanes.get_mut(&epoch) else {
+                add(&self.counters.discarded, reports.len() as u64);
                 continue;
             };
-            take(&self.counters.queued, 1);
-            lane.in_flight -= 1;
-            lane.bytes -= bytes;
-            if let Some(next) = lane.window.settle(*offset) {
-                offsets.push((lane.topic.clone(), lane.partition, next));
+            take(&self.counters.queued, reports.len() as u64);
+            lane.in_flight -= reports.len();
+            lane.bytes -= reports.iter().map(|settled| settled.bytes).sum::<usize>();
+            let Some(next) = reports.iter().filter_map(|settled| lane.window.settle(settled.offset)).last() else {
+                continue;
+            };
+            match moved.iter_mut().find(|(known, _)| *known == epoch) {
+                Some((_, offset)) => *offset = next,
+                None => moved.push((epoch, next)),
             }
         }
-        offsets
+        let named = |(epoch, next): (Epoch, i64)| {
+            self.lanes.get(&epoch).map(|lane| (Arc::clone(&lane.topic), lane.partition, next))
+        };
+        moved.into_iter().filter_map(named).collect()
     }
 
     fn epoch(&self, topic: &str, partition: i32) -> Option<Epoch> {
@@ -179,7 +186,7 @@ impl Lanes {
             let Some(lane) = self.lanes.remove(epoch) else { continue };
             lane.task.abort();
             take(&self.counters.queued, lane.in_flight as u64);
-            if let Some(partitions) = self.epochs.get_mut(&lane.topic) {
+            if let Some(partitions) = self.epochs.get_mut(&*lane.topic) {
                 partitions.remove(&lane.partition);
             }
         }
@@ -188,9 +195,8 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::Timestamp;
-
     use super::*;
+    use crate::consumer::{mailbox::Settled, record::Place};
 
     fn lanes(records: usize) -> Lanes {
         let start: StartLane = Box::new(|runtime, mut end| {
@@ -199,8 +205,9 @@ mod tests {
         Lanes::new(start, Bound { records, bytes: 1 << 20 }, Arc::default())
     }
 
-    fn record(offset: i64) -> OwnedMessage {
-        OwnedMessage::new(Some(vec![0; 100]), None, "users".into(), Timestamp::NotAvailable, 0, offset, None)
+    fn record(offset: i64) -> Vec<Record> {
+        let place = Place { topic: "users".into(), partition: 0, offset };
+        vec![Record::new(place, None, None, Some(&[0; 100]), 0)]
     }
 
     fn settled(epoch: Epoch, offset: i64) -> News {
@@ -250,7 +257,7 @@ mod tests {
         lanes.push(record(8));
         assert_eq!(lanes.apply(&News::default()), []);
         assert_eq!(lanes.apply(&settled(1, 8)), [], "7 is not settled");
-        assert_eq!(lanes.apply(&settled(1, 7)), [("users".to_owned(), 0, 9)]);
+        assert_eq!(lanes.apply(&settled(1, 7)), [("users".into(), 0, 9)]);
     }
 
     #[tokio::test]

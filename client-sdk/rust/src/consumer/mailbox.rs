@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ConsumerError, lanes::Epoch};
+use super::{ConsumerError, lanes::Epoch, record::Record};
 
 /// How to stop. `Abort` outranks `Drain`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +26,12 @@ pub(super) struct Settled {
     pub(super) offset: i64,
     /// What its record was counted as against the lane's bound.
     pub(super) bytes: usize,
+}
+
+impl Settled {
+    pub(super) fn of(epoch: Epoch, record: &Record) -> Self {
+        Self { epoch, offset: record.offset(), bytes: record.size() }
+    }
 }
 
 /// News for the polling thread.
@@ -63,8 +69,11 @@ impl Mailbox {
         self.tell(|state| state.news.kafka = true);
     }
 
-    pub(super) fn settled(&self, settled: Settled) {
-        self.tell(|state| state.news.settled.push(settled));
+    /// Takes what is in `settled`.
+    pub(super) fn settled(&self, settled: &mut Vec<Settled>) {
+        if !settled.is_empty() {
+            self.tell(|state| state.news.settled.append(settled));
+        }
     }
 
     pub(super) fn ended(&self, epoch: Epoch) {

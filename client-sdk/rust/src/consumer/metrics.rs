@@ -7,7 +7,8 @@
 //! It deliberately counts nothing a second time: what [`Stats`](super::Stats) knows is observed there.
 
 use std::{
-    sync::{Arc, Weak},
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Metrics {
     duration: Histogram<f64>,
     age: Histogram<f64>,
     of_consumer: [KeyValue; 4],
+    /// All that is told of attempts that succeed, by topic: few, and used for each event.
+    of_topics: RwLock<HashMap<String, Arc<[KeyValue]>>>,
 }
 
 impl Metrics {
@@ -61,16 +64,17 @@ impl Metrics {
                 .with_boundaries(AGES.to_vec())
                 .build(),
             of_consumer: [system, KeyValue::new("messaging.operation.name", "process"), name, group],
+            of_topics: RwLock::default(),
         }
     }
 
     /// An attempt has ended. `handled` is how many of the events the handler was given, `error` the class of its failure.
     pub(super) fn attempted(&self, events: &[&Event], handled: u64, took: Duration, error: Option<&'static str>) {
         let Some(first) = events.first() else { return };
-        let mut attributes = Vec::with_capacity(self.of_consumer.len() + 2);
-        attributes.extend_from_slice(&self.of_consumer);
-        attributes.push(KeyValue::new("messaging.destination.name", first.topic().to_owned()));
-        attributes.extend(error.map(|kind| KeyValue::new("error.type", kind)));
+        let mut attributes = self.of_topic(first.topic());
+        if let Some(kind) = error {
+            attributes = attributes.iter().cloned().chain([KeyValue::new("error.type", kind)]).collect();
+        }
         self.duration.record(took.as_secs_f64(), &attributes);
         if handled == 0 {
             return;
@@ -82,6 +86,16 @@ impl Metrics {
                 self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), &attributes);
             }
         }
+    }
+
+    fn of_topic(&self, topic: &str) -> Arc<[KeyValue]> {
+        if let Some(known) = self.of_topics.read().unwrap_or_else(PoisonError::into_inner).get(topic) {
+            return Arc::clone(known);
+        }
+        let destination = KeyValue::new("messaging.destination.name", shared(topic));
+        let attributes: Arc<[KeyValue]> = self.of_consumer.iter().cloned().chain([destination]).collect();
+        let mut topics = self.of_topics.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(topics.entry(topic.to_owned()).or_insert(attributes))
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) mod mode;
 mod poller;
 mod queue;
 mod rebalance;
+pub(crate) mod record;
 mod redrive;
 mod retention;
 mod router;

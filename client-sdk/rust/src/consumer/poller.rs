@@ -13,15 +13,16 @@ use std::{
 };
 
 use rdkafka::{
+    Message as _,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::OwnedMessage,
+    error::{KafkaError, RDKafkaErrorCode},
 };
 
 use super::{
     ConsumerError,
     mailbox::{Mailbox, Stop},
     rebalance::Context,
+    record::Record,
 };
 
 /// How long to wait for news when there is nothing to poll.
@@ -73,21 +74,16 @@ impl Poller {
                     has_more = false;
                     break;
                 }
-                Some(record) => self.take(record.map(|record| record.detach()))?,
+                Some(Ok(record)) => self.take(vec![Record::copy(record.topic().into(), &record)]),
+                Some(Err(error)) => tolerate(error)?,
             }
         }
         let room = |topic: &str, partition| self.context().lanes().room(topic, partition);
-        Ok(self.context().feeds().read(room, |record| self.take(record))? || has_more)
+        Ok(self.context().feeds().read(room, |records| self.take(records), tolerate)? || has_more)
     }
 
-    fn take(&self, record: KafkaResult<OwnedMessage>) -> Result<(), KafkaError> {
-        match record {
-            Ok(record) => {
-                self.context().lanes().push(record);
-                Ok(())
-            }
-            Err(error) => tolerate(error),
-        }
+    fn take(&self, records: Vec<Record>) {
+        self.context().lanes().push(records);
     }
 
     /// Drains and commits, unless told to abort. Dropping the consumer then leaves the group.
@@ -151,14 +147,14 @@ mod tests {
 
     use outbox_harness::kafka;
     use rdkafka::{
-        Message as _, Offset, TopicPartitionList,
+        Offset, TopicPartitionList,
         config::ClientConfig,
         producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
     };
 
     use super::*;
     use crate::consumer::{
-        lanes::{Bound, Lanes, StartLane, size},
+        lanes::{Bound, Lanes, StartLane},
         mailbox::Settled,
         subscribe,
     };
@@ -189,12 +185,11 @@ mod tests {
         let start: StartLane = Box::new(move |runtime, mut end| {
             let (mail, count) = (Arc::clone(&mail), Arc::clone(&count));
             let lane = async move {
-                while let Some(record) = end.records.recv().await {
-                    if stuck == Some(record.partition()) {
-                        continue;
-                    }
-                    mail.settled(Settled { epoch: end.epoch, offset: record.offset(), bytes: size(&record) });
-                    count.fetch_add(1, Relaxed);
+                while let Some(mut records) = end.records.recv().await {
+                    records.retain(|record| stuck != Some(record.partition()));
+                    let settled = records.iter().map(|record| Settled::of(end.epoch, record));
+                    mail.settled(&mut settled.collect());
+                    count.fetch_add(records.len() as u64, Relaxed);
                 }
             };
             runtime.spawn(lane).abort_handle()

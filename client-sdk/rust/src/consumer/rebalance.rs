@@ -26,7 +26,7 @@ use rdkafka::{
 use super::{
     ConsumerError,
     feed::Feeds,
-    lanes::{Epoch, Lanes},
+    lanes::{Epoch, Lanes, Offsets},
     mailbox::{Mailbox, Stop},
 };
 
@@ -173,18 +173,13 @@ fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
     partitions.elements().iter().map(|p| (p.topic().to_owned(), p.partition())).collect()
 }
 
-fn store(consumer: &BaseConsumer<Context>, offsets: &[(String, i32, i64)]) {
+fn store(consumer: &BaseConsumer<Context>, offsets: &Offsets) {
     if offsets.is_empty() {
         return;
     }
     let mut list = TopicPartitionList::with_capacity(offsets.len());
-    // Of several offsets of a partition the last is the highest, and the one that stays.
     let added = offsets.iter().try_for_each(|(topic, partition, offset)| {
-        let mut known = list.find_partition(topic, *partition);
-        match &mut known {
-            Some(known) => known.set_offset(Offset::Offset(*offset)),
-            None => list.add_partition_offset(topic, *partition, Offset::Offset(*offset)),
-        }
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))
     });
     if let Err(error) = added.and_then(|()| consumer.store_offsets(&list)) {
         tracing::error!(%error, "offsets cannot be stored: their events will be repeated");

@@ -15,14 +15,11 @@ use std::{
 };
 
 use outbox_proto::sequence::{SEQUENCE, Sequence};
-use rdkafka::{
-    Message as _,
-    message::{Headers as _, OwnedMessage},
-};
 use sha2::{Digest as _, Sha256};
 
 use super::{
     RecordPlace,
+    record::Record,
     stats::{Counters, add},
     worker::place,
 };
@@ -112,9 +109,8 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Looks at a record, in the order of its partition.
-    pub(super) fn see(&mut self, record: &OwnedMessage, counters: &Counters) {
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        let value = headers.filter(|header| header.key == SEQUENCE).find_map(|header| header.value);
+    pub(super) fn see(&mut self, record: &Record, counters: &Counters) {
+        let value = record.headers().filter(|(name, _)| *name == SEQUENCE).find_map(|(_, value)| value);
         let Some(sequence) = value.and_then(|value| Sequence::parse(std::str::from_utf8(value).ok()?)) else { return };
         let key = record.key().unwrap_or_default();
         for kind in self.last.see(name(&sequence, key), sequence.epoch, sequence.number).into_iter().flatten() {

@@ -24,7 +24,11 @@ impl Window {
 
     /// A record is settled. Returns the offset to commit, if that has moved.
     pub(super) fn settle(&mut self, offset: i64) -> Option<i64> {
-        let at = self.records.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
+        // Mostly it is the oldest.
+        let at = match self.records.front() {
+            Some((oldest, _)) if *oldest == offset => 0,
+            _ => self.records.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?,
+        };
         self.records[at].1 = true;
         let mut next = None;
         while let Some((offset, true)) = self.records.front() {

@@ -14,7 +14,6 @@ use std::{
 
 use futures_util::FutureExt as _;
 use outbox_proto::record::DecodeError;
-use rdkafka::{Message as _, message::OwnedMessage};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -25,6 +24,7 @@ use super::{
     mailbox::Mailbox,
     metrics::Metrics,
     mode::{Done, Mode, Scope},
+    record::Record,
     sequence::Watch,
     stats::{Counters, add},
 };
@@ -62,11 +62,11 @@ struct Hopeless {
 /// A record as it was found to be.
 enum Found {
     Event(Event),
-    Junk(OwnedMessage, DecodeError),
+    Junk(Record, DecodeError),
 }
 
 impl Found {
-    fn record(&self) -> &OwnedMessage {
+    fn record(&self) -> &Record {
         match self {
             Self::Event(event) => event.record(),
             Self::Junk(record, _) => record,
@@ -75,19 +75,19 @@ impl Found {
 }
 
 impl<M: Mode> Work<M> {
-    /// Settles a batch of one line, in order, and tells `settled` of each record.
+    /// Settles records of one line, in order and as a batch where the mode has batches, and tells `settled` of each.
     pub(super) async fn settle_all(
         &self,
-        records: Vec<OwnedMessage>,
+        records: Vec<Record>,
         session: &mut M::Session,
         stop: &CancellationToken,
-        mut settled: impl FnMut(&OwnedMessage),
+        mut settled: impl FnMut(&Record),
     ) -> Result<Outcome, ConsumerError> {
         let found: Vec<Found> = records
             .into_iter()
             .map(|record| Event::decode(record).map_or_else(|(record, e)| Found::Junk(*record, e), Found::Event))
             .collect();
-        if found.len() > 1 && self.batch(&found, session).await {
+        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, session).await {
             found.iter().for_each(|found| settled(found.record()));
             return Ok(Outcome::Settled);
         }
@@ -180,7 +180,7 @@ impl<M: Mode> Work<M> {
 
     async fn junk(
         &self,
-        record: &OwnedMessage,
+        record: &Record,
         error: &DecodeError,
         stop: &CancellationToken,
     ) -> Result<Outcome, ConsumerError> {
@@ -192,7 +192,7 @@ impl<M: Mode> Work<M> {
     /// Puts a record into the dead-letter topic, for as long as that may succeed, or says why the consumer stops.
     async fn give_up(
         &self,
-        record: &OwnedMessage,
+        record: &Record,
         hopeless: Hopeless,
         stop: &CancellationToken,
     ) -> Result<Outcome, ConsumerError> {
@@ -256,7 +256,7 @@ impl<M: Mode> Work<M> {
     }
 }
 
-pub(super) fn place(record: &OwnedMessage) -> RecordPlace {
+pub(super) fn place(record: &Record) -> RecordPlace {
     RecordPlace { topic: record.topic().to_owned(), partition: record.partition(), offset: record.offset() }
 }
 
