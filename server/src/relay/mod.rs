@@ -40,7 +40,10 @@ use self::{
     session::{Entry, Session},
     source::{poll::Poll, wal::Wal},
 };
-use crate::{config, store::relay::attempt};
+use crate::{
+    config,
+    store::relay::{attempt, fetch},
+};
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Events wait for it after an outage of the database.
@@ -168,7 +171,8 @@ impl<P: Publisher> Relay<P> {
                 Opened::Wal(Session::new(settings, publisher, wake, status, entry, source))
             }
             None => {
-                let reader = session::within(settings.connect_timeout, session::connect(settings)).await?;
+                let mut reader = session::within(settings.connect_timeout, session::connect(settings)).await?;
+                session::within(settings.connect_timeout, fetch::prepare(&mut reader)).await?;
                 let source = Poll::new(settings, reader);
                 Opened::Poll(Session::new(settings, publisher, wake, status, entry, source))
             }

@@ -28,6 +28,7 @@ mod relay_cli;
 mod relay_faults;
 mod relay_flush;
 mod relay_held;
+mod relay_read_cost;
 mod relay_share;
 mod relay_snapshot;
 mod relay_standby;

@@ -56,7 +56,9 @@ const LANES: &str = "
     from lanes";
 
 const BY_INDEX: &str = "
-    set local enable_seqscan = off; set local enable_bitmapscan = off; set local max_parallel_workers_per_gather = 0";
+    set local enable_seqscan = off; set local enable_bitmapscan = off; set local max_parallel_workers_per_gather = 0;
+    -- What cannot be done without these counts as endlessly dear, and would be compiled for a second before it runs.
+    set local jit = off";
 
 /// Counts.
 pub(super) async fn read(pool: &PgPool) -> sqlx::Result<Unsettled> {
