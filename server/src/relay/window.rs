@@ -236,6 +236,14 @@ impl<R> Window<R> {
         })
     }
 
+    /// The events that are enqueued and not yet reported.
+    pub(super) fn enqueued_tokens(&self) -> impl Iterator<Item = usize> {
+        self.pages.iter().flat_map(|page| {
+            let marks = page.marks.iter().enumerate().filter(|(_, mark)| **mark == Mark::Enqueued);
+            marks.map(|(index, _)| page.token(index))
+        })
+    }
+
     /// Whether held events are under way.
     pub(super) fn drains(&self) -> bool {
         self.pages.iter().any(|page| matches!(page.origin, Origin::Held(_)))
@@ -286,6 +294,18 @@ impl<R> Window<R> {
     /// Whether pages with this lane are under way.
     pub(super) fn holds(&self, lane: i16) -> bool {
         self.pages.iter().any(|p| p.lanes.binary_search(&lane).is_ok())
+    }
+
+    /// The pages that no other holds up: each is settled as soon as it is done.
+    pub(super) fn next_to_settle(&self) -> impl Iterator<Item = &Page<R>> {
+        self.pages
+            .iter()
+            .scan(LaneSet::default(), |held_up, page| {
+                let is_next = !page.holds_up.meets(*held_up);
+                held_up.add(page.holds_up);
+                Some(is_next.then_some(page))
+            })
+            .flatten()
     }
 
     /// Takes the pages out that are done and that no other holds up, in order, and packs where the events went that were

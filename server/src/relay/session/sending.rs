@@ -43,7 +43,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             Pause::Failed(reason) => self.recover(Vec::new(), Some(reason)).await?,
         }
         // What is held may be all that a page waited for.
-        self.care.more_to_send |= !refused.is_empty();
+        self.care.more_to_send |= !refused.is_empty() || self.attempt_is_next();
         for (token, failure) in refused {
             self.set_aside(token, &failure).await?;
         }
@@ -79,6 +79,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                         Ok(true) => {
                             page.marks[index] = Mark::Enqueued;
                             self.window.enqueued += 1;
+                            self.attempts.enqueued([token]);
                             burst += 1;
                         }
                         Ok(false) | Err(Refusal::Later) => {
