@@ -10,8 +10,14 @@ const DAYS_AHEAD: i32 = 7;
 /// Applies every migration that is not applied yet. Safe to run from several processes at once.
 ///
 /// # Errors
-/// When the database refuses one, or holds one this program does not know.
+/// When the database refuses one, holds one this program does not know, or is a standby.
 pub async fn run(connection: &mut PgConnection) -> Result<(), Error> {
+    let standby = sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut *connection).await;
+    if standby.map_err(|error| Failure::read(error, None).into_error())? {
+        let reason = "the database is a standby or in recovery: migrate its primary, and serve from a standby with \
+                      database.migrate_at_start = false";
+        return Err(Error::Internal(reason.into()));
+    }
     let mut migrator: Migrator = sqlx::migrate!("../migrations");
     migrator.create_schema("outbox");
     migrator.dangerous_set_table_name("outbox.migrations");

@@ -1,5 +1,6 @@
 //! Numbers for operators: `GetRelay`, the Prometheus endpoint and `outboxd relay status`.
 
+use chrono::Utc;
 use outbox_harness::{eventually, kafka};
 use outbox_proto::v1::{GetRelayRequest, Source};
 use outbox_server::{config, model, ops::names, store::relay::stream};
@@ -7,6 +8,7 @@ use sqlx::Executor as _;
 
 use crate::support::{
     cli::outboxd,
+    faulty::{Faults, faulty},
     outbox::{Outbox, PATIENCE},
     page,
     request::{commit, event},
@@ -190,6 +192,40 @@ async fn the_backlog_is_exact_to_ten_thousand_and_an_estimate_beyond() {
     assert_eq!(numbers["unsettled"]["is_exact"], false);
     let estimate = numbers["unsettled"]["events"].as_i64().expect("a number");
     assert!((14_000..16_000).contains(&estimate), "{estimate}");
+}
+
+/// Held against what a look at every event says.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_is_the_age_of_the_oldest_event_that_is_not_settled() {
+    let outbox = Outbox::fresh("age", 1).await;
+    outbox.emit(300, 10).await;
+    let stuck = outbox.emit_to(&outbox.topic, Some("key-0"), "1").await;
+    outbox.emit(300, 10).await;
+    let faults = Faults::default();
+    faults.change(|plan| plan.swallow.extend([stuck]));
+    let config = config::Relay { in_flight_events_max: 400, ..Outbox::relay_config() };
+    let relay = faulty(&outbox, &faults, config);
+    // Pages of 100.
+    let left = async || (outbox.unsettled().await == 301).then_some(());
+    eventually("what is before the stuck one is settled", PATIENCE, left).await;
+
+    let oldest = async || -> i64 {
+        let oldest = "select min(('x' || substr(replace(id::text, '-', ''), 1, 12))::bit(48)::bigint)
+                      from outbox.events e where not outbox.is_settled(e)";
+        sqlx::query_scalar(oldest).fetch_one(&mut outbox.connect().await).await.expect("there is one")
+    };
+    let (known, before) = (oldest().await, Utc::now().timestamp_millis());
+    let numbers = status(&outbox.url).await;
+    let after = Utc::now().timestamp_millis();
+    assert_eq!(oldest().await, known, "nothing has moved");
+    let lag = numbers["unsettled"]["lag_ms"].as_i64().expect("there is a backlog");
+    assert!((before - known..=after - known).contains(&lag), "{lag}, of {known} between {before} and {after}");
+    relay.crash().await;
+
+    let relay = outbox.relay();
+    outbox.all_settled().await;
+    assert_eq!(status(&outbox.url).await["unsettled"]["lag_ms"], serde_json::Value::Null);
+    relay.stop().await;
 }
 
 /// What `outboxd relay status --output json` prints.

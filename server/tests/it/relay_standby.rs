@@ -32,6 +32,8 @@ async fn a_relay_on_a_standby_says_so_and_publishes_nothing_until_it_is_promoted
     };
     eventually("the standby has every event", PATIENCE, replayed).await;
 
+    outboxd(&standby.url, &["migrate"]).await.assert_refused(&["the database is a standby or in recovery", "primary"]);
+
     let database = config::Database { url: standby.url.clone(), ..config::Database::default() };
     let relay = Relay::new(Outbox::relay_config(), &kafka_config(), &database).expect("it can be made");
     let mut relay = Running::start(relay);

@@ -173,6 +173,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             }
         }
         let Some((lane, token, id)) = self.next_attempt() else {
+            self.attempts.others_had_turn = false;
             self.end_attempt().await?;
             // What is read next may be careful lanes'; or an attempt waits for news of its topic, or for a flush.
             self.attempts.under_way = self.window.events() == 0 || self.careful_events().next().is_some();

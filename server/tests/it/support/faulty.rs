@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) swallow: HashSet<Uuid>,
     /// Topics that are not there.
     pub(crate) missing: HashSet<String>,
+    /// Whether it is not known yet of any topic that it is there.
+    pub(crate) asking: bool,
     /// Stops the calling thread in front of this record, once.
     pub(crate) pause_before: Option<Uuid>,
     /// The relay dies in front of this record: its task panics.
@@ -90,9 +92,14 @@ impl<P: Publisher> Faulty<P> {
 
 impl<P: Publisher + Sync> Publisher for Faulty<P> {
     fn topic(&mut self, topic: &str) -> Topic {
-        match self.faults.plan().missing.contains(topic) {
-            true => Topic::Missing("it is not there, for the test".into()),
-            false => self.inner.topic(topic),
+        let plan = self.faults.plan();
+        match (plan.missing.contains(topic), plan.asking) {
+            (true, _) => Topic::Missing("it is not there, for the test".into()),
+            (false, true) => Topic::Asking,
+            (false, false) => {
+                drop(plan);
+                self.inner.topic(topic)
+            }
         }
     }
 
