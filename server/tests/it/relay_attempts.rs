@@ -135,6 +135,8 @@ async fn of_several_events_the_least_suspected_is_tried_first() {
             faults.change(|plan| (plan.hold_reports, plan.asking) = (true, true));
             let mut relay = faulty(&outbox, &faults, Outbox::relay_config());
             relay.until("all three are read", |status| status.in_flight == 3).await;
+            let known = async || faults.plan().known.then_some(());
+            eventually("the topic is known", PATIENCE, known).await;
             faults.change(|plan| plan.asking = false);
             let tried = async || Some(attempts().await).filter(|found| *found != expected);
             let found = eventually("one of them is tried", PATIENCE, tried).await;

@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) missing: HashSet<String>,
     /// Whether it is not known yet of any topic that it is there.
     pub(crate) asking: bool,
+    /// Whether one is really known.
+    pub(crate) known: bool,
     /// Stops the calling thread in front of this record, once.
     pub(crate) pause_before: Option<Uuid>,
     /// The relay dies in front of this record: its task panics.
@@ -92,14 +94,13 @@ impl<P: Publisher> Faulty<P> {
 
 impl<P: Publisher + Sync> Publisher for Faulty<P> {
     fn topic(&mut self, topic: &str) -> Topic {
-        let plan = self.faults.plan();
+        let topic_there = self.inner.topic(topic);
+        let mut plan = self.faults.plan();
+        plan.known |= topic_there == Topic::Ready;
         match (plan.missing.contains(topic), plan.asking) {
             (true, _) => Topic::Missing("it is not there, for the test".into()),
             (false, true) => Topic::Asking,
-            (false, false) => {
-                drop(plan);
-                self.inner.topic(topic)
-            }
+            (false, false) => topic_there,
         }
     }
 
