@@ -26,6 +26,8 @@ pub(crate) struct Faulty<P> {
     /// Set by a failed record until the next reset: nothing behind it passes, as with the real one.
     failed: bool,
     reports: Vec<Report>,
+    /// As planned when reports were taken last: it does not change while the relay looks from event to event.
+    asking: bool,
 }
 
 /// What goes wrong; shared with the test.
@@ -82,7 +84,7 @@ impl Faults {
 
 impl<P: Publisher> Faulty<P> {
     pub(crate) fn new(inner: P, faults: &Faults) -> Self {
-        Self { inner, faults: faults.clone(), failed: false, reports: Vec::new() }
+        Self { inner, faults: faults.clone(), failed: false, reports: Vec::new(), asking: true }
     }
 
     fn fail(&mut self, token: usize, fault: Fault) {
@@ -97,7 +99,7 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
         let topic_there = self.inner.topic(topic);
         let mut plan = self.faults.plan();
         plan.known |= topic_there == Topic::Ready;
-        match (plan.missing.contains(topic), plan.asking) {
+        match (plan.missing.contains(topic), self.asking) {
             (true, _) => Topic::Missing("it is not there, for the test".into()),
             (false, true) => Topic::Asking,
             (false, false) => topic_there,
@@ -133,6 +135,7 @@ impl<P: Publisher + Sync> Publisher for Faulty<P> {
 
     fn take(&mut self, reports: &mut Vec<Report>) {
         let mut plan = self.faults.plan();
+        self.asking = plan.asking;
         if !plan.hold_reports {
             let before = reports.len();
             reports.append(&mut self.reports);
