@@ -236,14 +236,6 @@ impl<R> Window<R> {
         })
     }
 
-    /// The events that are enqueued and not yet reported.
-    pub(super) fn enqueued_tokens(&self) -> impl Iterator<Item = usize> {
-        self.pages.iter().flat_map(|page| {
-            let marks = page.marks.iter().enumerate().filter(|(_, mark)| **mark == Mark::Enqueued);
-            marks.map(|(index, _)| page.token(index))
-        })
-    }
-
     /// Whether held events are under way.
     pub(super) fn drains(&self) -> bool {
         self.pages.iter().any(|page| matches!(page.origin, Origin::Held(_)))

@@ -284,42 +284,6 @@ async fn lanes_sent_with_care_get_on_between_deaths_in_quick_succession() {
     }
 }
 
-/// What ends the process may be in a lane that has just got on, and is sent without care again.
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_blamed_for_what_another_lane_does() {
-    // Of the page that is settled, so that the deadly one is not in it.
-    const BEFORE: usize = 5;
-    // Either lane may be read first.
-    for deadly_lane in [0, 1] {
-        let outbox = Outbox::fresh("innocent", 1).await;
-        let keys = outbox.keys_in_different_lanes(&outbox.topic, 2).await;
-        let emit = async |key: usize| outbox.emit_to(&outbox.topic, Some(&keys[key]), "1").await;
-        let (mut before, mut innocent) = (Vec::new(), Vec::new());
-        for _ in 0..BEFORE {
-            before.push(emit(deadly_lane).await);
-        }
-        let deadly = emit(deadly_lane).await;
-        for _ in 1..BEFORE {
-            innocent.push(emit(1 - deadly_lane).await);
-        }
-        outbox.connect().await.execute("update outbox.progress set claims = 9").await.expect("it can be set");
-        let faults = Faults::default();
-        faults.change(|plan| plan.die_before = Some(deadly));
-
-        let config = config::Relay { attempts_max: 1, lease_ttl_ms: 1_000, ..Outbox::relay_config() };
-        let (relay, deaths) = held_after_deaths(&outbox, &faults, &config, deadly, 30).await;
-        outbox.all_settled().await;
-
-        assert!(deaths > 1, "it dies once more than it may be tried");
-        let held: Vec<Uuid> = outbox.held().await.into_iter().map(|(id, _)| id).collect();
-        assert_eq!(held, [deadly]);
-        let found = outbox.published().await.by_key();
-        assert_eq!(found[&key(&keys[deadly_lane])], before);
-        assert_eq!(found[&key(&keys[1 - deadly_lane])], innocent);
-        relay.stop().await;
-    }
-}
-
 /// A relay that stops as it should gives its lanes back, however often it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn clean_restarts_do_not_count() {

@@ -29,6 +29,8 @@ use super::{
 
 /// How many records a worker takes at once where each is handled by itself.
 const SINGLY_MAX: usize = 64;
+/// After how many settled records the polling thread is told of them.
+const REPORTED_MAX: usize = 16;
 
 /// What the workers of a lane share.
 struct Lane<M> {
@@ -194,6 +196,9 @@ struct Report<'a> {
 impl Report<'_> {
     fn add(&self, settled: Settled) {
         self.settled().push(settled);
+        if self.settled().len() >= REPORTED_MAX {
+            self.send();
+        }
     }
 
     fn send(&self) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rdkafka::{Message, message::Headers};
 
 /// What a header usually takes, name and value.
-const HEADER_BYTES: usize = 40;
+const HEADER_BYTES: usize = 48;
 
 /// Where something lies in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,8 @@ impl Record {
     #[allow(clippy::cast_possible_truncation, reason = "see above")]
     fn append(&mut self, part: &[u8]) -> Span {
         let start = self.bytes.len() as u32;
+        // Behind a large payload twice as much would be taken as is needed.
+        self.bytes.reserve_exact(part.len());
         self.bytes.extend_from_slice(part);
         Span { start, end: self.bytes.len() as u32 }
     }

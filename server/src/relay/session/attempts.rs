@@ -1,13 +1,13 @@
 //! Attempts: finds the event that ends the process, by writing down each attempt before it begins.
 //!
 //! Only once a lane was taken over again and again from relays that died, without progress in between; then in every lane
-//! that was taken over and has passed nothing since. Of all of them one event at a time is under way, and none of another
-//! lane meanwhile, so that no other is blamed: attempts and the rest take turns, for as long as neither hangs. The least
-//! suspected event is the next, so that deaths which come by themselves do not meet the same one each time; but first those
-//! of pages that can be settled next, or nothing would be done with for good between two deaths. A row that a dead process
-//! has left names its event; too many of them, and the event is held. An attempt counts only against a broker that answers,
-//! and is taken back when the process has outlived it for a while: an outage of Kafka, and whoever restarts the process
-//! because of it, count for nothing. So do a clean stop, and the loss of the database that the process survives.
+//! that was taken over and has passed nothing since. Of all of them one event at a time is under way, so that no other is
+//! blamed. The least suspected one is the next, so that deaths which come by themselves do not meet the same one each time;
+//! but first those of pages that can be settled next, or nothing would be done with for good between two deaths. A row that
+//! a dead process has left names its event; too many of them, and the event is held. An attempt counts only against a
+//! broker that answers, and is taken back when the process has outlived it for a while: an outage of Kafka, and whoever
+//! restarts the process because of it, count for nothing. So do a clean stop, and the loss of the database that the process
+//! survives.
 
 use std::{
     collections::BTreeSet,
@@ -28,9 +28,7 @@ use crate::{
 };
 
 /// What would have ended the process has done so by then.
-const OUTLIVED_AFTER: Duration = Duration::from_secs(5);
-/// How long attempts and the other lanes wait for each other at most: what hangs must not hold up the rest.
-const TURN_MAX: Duration = Duration::from_secs(1);
+pub(super) const OUTLIVED_AFTER: Duration = Duration::from_secs(5);
 
 /// The attempt under way, and where attempts are made.
 #[derive(Default)]
@@ -45,14 +43,6 @@ pub(super) struct Attempts {
     last: Option<Attempt>,
     /// Whether events of careful lanes are under way, or may be among those read next.
     under_way: bool,
-    /// Whether the other lanes have had their turn since the last attempt.
-    others_had_turn: bool,
-    /// Whether the other lanes are to send nothing now.
-    others_wait: bool,
-    /// What was enqueued since the last attempt began, itself included, and may be under way.
-    enqueued: Vec<usize>,
-    /// When the last of it was.
-    enqueued_at: Option<Instant>,
 }
 
 struct Attempt {
@@ -66,15 +56,13 @@ struct Attempt {
 type Next = (i16, usize, Uuid);
 
 impl Attempts {
-    /// What the table says. True when care begins with it.
-    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: &[i16], suspects: Vec<Uuid>) -> bool {
-        let had_none = self.careful.is_empty();
+    /// What the table says.
+    pub(super) fn look_out(&mut self, claimed: Vec<i16>, careful: &[i16], suspects: Vec<Uuid>) {
         self.claimed = claimed.into_iter().collect();
         // What ends the process may be in any of them, also in one that had passed an event before the last death.
         self.careful = if careful.is_empty() { BTreeSet::new() } else { self.claimed.clone() };
         self.suspects = suspects;
         self.under_way |= !self.careful.is_empty();
-        had_none && !self.careful.is_empty()
     }
 
     /// Whether few events are to be read at a time. A lane is sent without care again once an event of it has been passed
@@ -100,23 +88,7 @@ impl Attempts {
 
     /// Whether an event may be enqueued now.
     pub(super) fn admit(&self, lane: i16, token: usize) -> bool {
-        match self.careful.contains(&lane) {
-            true => self.last.as_ref().is_some_and(|attempt| attempt.token == token),
-            false => !self.others_wait,
-        }
-    }
-
-    /// Events are enqueued.
-    pub(super) fn enqueued(&mut self, tokens: impl IntoIterator<Item = usize>) {
-        if !self.careful.is_empty() {
-            self.enqueued.extend(tokens);
-            self.enqueued_at = Some(Instant::now());
-        }
-    }
-
-    /// Whether it is long ago that anything was enqueued.
-    fn is_quiet(&self) -> bool {
-        self.enqueued_at.is_none_or(|at| at.elapsed() >= TURN_MAX)
+        !self.careful.contains(&lane) || self.last.as_ref().is_some_and(|attempt| attempt.token == token)
     }
 
     /// Of the first events of careful lanes in these pages, the least suspected.
@@ -158,39 +130,21 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     /// Begins the next attempt, once the one before has ended.
     pub(super) async fn start_attempt(&mut self) -> Result<(), Error> {
         self.attempts.under_way = !self.attempts.careful.is_empty();
-        self.attempts.others_wait = false;
         if !self.attempts.under_way {
-            self.attempts.enqueued.clear();
             return Ok(());
         }
-        self.attempts.enqueued.retain(|token| self.window.is_open(*token));
         if self.attempts.last.as_ref().is_some_and(|attempt| self.window.is_open(attempt.token)) {
             self.take_back_attempt(OUTLIVED_AFTER).await?;
             // What the process has outlived is not what ends it: others need not wait for its end.
-            if let Some(attempt) = self.attempts.last.as_ref().filter(|attempt| attempt.counted) {
-                self.attempts.others_wait = attempt.since.elapsed() < TURN_MAX;
+            if self.attempts.last.as_ref().is_some_and(|attempt| attempt.counted) {
                 return Ok(());
             }
         }
         let Some((lane, token, id)) = self.next_attempt() else {
-            self.attempts.others_had_turn = false;
-            self.end_attempt().await?;
             // What is read next may be careful lanes'; or an attempt waits for news of its topic, or for a flush.
             self.attempts.under_way = self.window.events() == 0 || self.careful_events().next().is_some();
             return Ok(());
         };
-        if !self.attempts.others_had_turn {
-            self.attempts.others_had_turn = true;
-            if self.others_have_events() {
-                return self.end_attempt().await;
-            }
-        }
-        self.attempts.others_wait = true;
-        if !self.attempts.enqueued.is_empty() && !self.attempts.is_quiet() {
-            return Ok(());
-        }
-        self.attempts.others_had_turn = false;
-        self.attempts.enqueued.clear();
         let owner = self.lanes.owner(self.settings.instance, [lane]);
         let ended = self.attempts.last.as_ref().filter(|attempt| !self.window.is_open(attempt.token));
         let ended = ended.map(|attempt| attempt.id);
@@ -227,11 +181,6 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         open.map(|(_, row)| row).filter(|row| careful.contains(&row.lane()))
     }
 
-    /// Whether an attempt waits for the other lanes' turn only, which is over when nothing of them is under way.
-    pub(super) fn attempt_is_next(&self) -> bool {
-        self.attempts.under_way && self.attempts.others_had_turn && self.attempts.enqueued.is_empty()
-    }
-
     /// Of the first events of careful lanes, those that wait and whose topics are known, the least suspected; one of a page
     /// that can be settled next, if there is one, for only whole pages are progress.
     fn next_attempt(&mut self) -> Option<Next> {
@@ -243,23 +192,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         })
     }
 
-    /// Takes the attempt back that has ended: it is not to be blamed for what follows.
-    async fn end_attempt(&mut self) -> Result<(), Error> {
-        if self.attempts.last.as_ref().is_some_and(|attempt| self.window.is_open(attempt.token)) {
-            return Ok(());
-        }
-        self.take_back_attempt(Duration::ZERO).await
-    }
-
-    /// Whether events wait in lanes that are sent without care.
-    fn others_have_events(&self) -> bool {
-        self.window.pages.iter().any(|page| {
-            let mut rows = page.rows.iter().zip(&page.marks).skip(page.next);
-            rows.any(|(row, mark)| *mark == Mark::Waiting && !self.attempts.careful.contains(&row.lane()))
-        })
-    }
-
-    /// Takes the attempt back that is under way when it has been for this long: the process has outlived it.
+    /// Takes the last attempt back when it began so long ago: the process has outlived it.
     pub(super) async fn take_back_attempt(&mut self, after: Duration) -> Result<(), Error> {
         let Some(attempt) = &mut self.attempts.last else { return Ok(()) };
         if !attempt.counted || attempt.since.elapsed() < after {

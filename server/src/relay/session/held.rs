@@ -78,9 +78,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
         let lanes: Vec<i16> = self.lanes.iter().map(|(lane, _)| lane).collect();
         let news = within(self.patience(), held::news(&mut self.control, &lanes, CLAIMS_MAX)).await?;
         let News { paused, lanes, newest, due, held, claimed, careful, suspects } = news;
-        if self.attempts.look_out(claimed, &careful, suspects) {
-            self.attempts.enqueued(self.window.enqueued_tokens());
-        }
+        self.attempts.look_out(claimed, &careful, suspects);
         if paused != self.held.paused {
             match &paused {
                 Some(reason) => tracing::warn!(reason, "the relay is paused"),

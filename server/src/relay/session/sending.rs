@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use super::{Session, held::Failure};
+use super::{Session, attempts::OUTLIVED_AFTER, held::Failure};
 use crate::{
     config,
     relay::{
@@ -33,7 +33,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     pub(super) async fn send(&mut self) -> Result<(), Error> {
         self.care.more_to_send = false;
         if self.held.paused.is_some() || self.care.must_wait(Instant::now()) {
-            return Ok(());
+            return self.take_back_attempt(OUTLIVED_AFTER).await;
         }
         self.start_attempt().await?;
         let mut refused = Vec::new();
@@ -43,7 +43,7 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
             Pause::Failed(reason) => self.recover(Vec::new(), Some(reason)).await?,
         }
         // What is held may be all that a page waited for.
-        self.care.more_to_send |= !refused.is_empty() || self.attempt_is_next();
+        self.care.more_to_send |= !refused.is_empty();
         for (token, failure) in refused {
             self.set_aside(token, &failure).await?;
         }
@@ -79,7 +79,6 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
                         Ok(true) => {
                             page.marks[index] = Mark::Enqueued;
                             self.window.enqueued += 1;
-                            self.attempts.enqueued([token]);
                             burst += 1;
                         }
                         Ok(false) | Err(Refusal::Later) => {

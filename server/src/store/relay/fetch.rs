@@ -86,8 +86,9 @@ pub fn may_hold(base: &Base, now: &Now) -> bool {
 /// # Errors
 /// When the statement fails.
 pub async fn prepare(connection: &mut PgConnection) -> sqlx::Result<()> {
-    // What cannot be done without these counts as endlessly dear, and would be compiled for a second before it runs.
-    let by_index = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off; set jit = off";
+    // As `numbers::unsettled` says of compiling.
+    let by_index = "set enable_sort = off; set enable_seqscan = off; set enable_bitmapscan = off;
+                    set max_parallel_workers_per_gather = 0; set jit = off";
     sqlx::raw_sql(by_index).execute(connection).await.map(drop)
 }
 
@@ -114,21 +115,24 @@ fn statement(request: &Request) -> Option<String> {
     let Progress::Draining { base, target, position } = &request.from else { return None };
     let Request { lanes, rows_max, bytes_max, .. } = request;
     let (columns, lanes, seen) = (COLUMN_NAMES.join(", "), list(lanes), target.seen.as_str());
-    let part = |range: String, order: &str| {
+    let part = |range: String| {
         format!(
             "(select {columns} from outbox.events
               where {range} and lane = any('{{{lanes}}}'::smallint[]) and pg_visible_in_snapshot(xid, '{seen}')
-              order by {order} limit {rows_max})"
+              order by position limit {rows_max})"
         )
     };
     // What the earlier snapshot did not know …
     let (xmax, after) = (base.seen.xmax(), base.floor.max(*position));
-    let mut parts = part(format!("xid >= '{xmax}'::xid8 and position > {after}"), "position");
-    // … and what it knew as still running: found by the transactions, in an order that no index has.
+    let mut parts = part(format!("xid >= '{xmax}'::xid8 and position > {after}"));
+    // … and what it knew as still running, of each transaction by itself: one may have as much as a backlog.
     let ended = list(base.seen.ended_by(&target.seen));
     if !ended.is_empty() {
-        parts += " union all ";
-        parts += &part(format!("xid = any('{{{ended}}}'::xid8[]) and position > {position}"), "position + 0");
+        let of_one = part(format!("xid = ended.xid and position > {position}"));
+        parts += &format!(
+            " union all (select e.* from unnest('{{{ended}}}'::xid8[]) as ended (xid) cross join lateral {of_one} as e
+                         order by e.position limit {rows_max})"
+        );
     }
     Some(format!(
         "copy (
