@@ -5,6 +5,7 @@ use outbox_harness::{eventually, kafka};
 use outbox_proto::v1::{GetRelayRequest, Source};
 use outbox_server::{config, model, ops::names, store::relay::stream};
 use sqlx::Executor as _;
+use uuid::Uuid;
 
 use crate::support::{
     cli::outboxd,
@@ -199,7 +200,12 @@ async fn the_backlog_is_exact_to_ten_thousand_and_an_estimate_beyond() {
 async fn the_lag_is_the_age_of_the_oldest_event_that_is_not_settled() {
     let outbox = Outbox::fresh("age", 1).await;
     outbox.emit(300, 10).await;
-    let stuck = outbox.emit_to(&outbox.topic, Some("key-0"), "1").await;
+    // By its id a minute older than what was stored around it.
+    let minute_ago = u64::try_from(Utc::now().timestamp()).expect("it is after 1970") - 60;
+    let stuck = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, minute_ago, 0));
+    let emit = "select outbox.emit($1, 'test', '1', 'key-0', id => $2)";
+    let emit = sqlx::query(emit).bind(&outbox.topic).bind(stuck).execute(&mut outbox.connect().await).await;
+    emit.expect("it is stored");
     outbox.emit(300, 10).await;
     let faults = Faults::default();
     faults.change(|plan| plan.swallow.extend([stuck]));

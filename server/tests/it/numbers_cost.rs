@@ -15,15 +15,15 @@ use crate::support::outbox::Outbox;
 
 /// So many that reading all of them cannot be taken for probing indexes.
 const STORED: usize = 120_000;
-const PER_TRANSACTION: usize = 1_000;
+pub(crate) const PER_TRANSACTION: usize = 1_000;
 
-/// An outbox with events that are settled.
-async fn settled(name: &str) -> (Outbox, PgConnection) {
+/// An outbox with so many events that are settled, and a connection by which to tell what others touch of them.
+pub(crate) async fn settled(name: &str, events: usize) -> (Outbox, PgConnection) {
     let outbox = Outbox::fresh(name, 1).await;
     let mut connection = outbox.connect().await;
     touched::by_nobody_else(&mut connection).await;
     let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
-    backlog::store(&pool, &outbox.topic, STORED, PER_TRANSACTION).await;
+    backlog::store(&pool, &outbox.topic, events, PER_TRANSACTION).await;
     backlog::pass_over(&pool).await;
     pool.close().await;
     (outbox, connection)
@@ -43,7 +43,7 @@ async fn status(outbox: &Outbox, connection: &mut PgConnection) -> (Touched, ser
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_everything_is_settled_only_the_ends_of_indexes_are_probed() {
-    let (outbox, mut connection) = settled("probes").await;
+    let (outbox, mut connection) = settled("probes", STORED).await;
 
     let (touched, numbers) = status(&outbox, &mut connection).await;
 
@@ -54,7 +54,7 @@ async fn while_everything_is_settled_only_the_ends_of_indexes_are_probed() {
 /// An open transaction has every lane look into its snapshot's list, and into what came after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_transaction_that_is_held_open_changes_little() {
-    let (outbox, mut connection) = settled("held_numbers").await;
+    let (outbox, mut connection) = settled("held_numbers", STORED).await;
     let (mut holder, mut passer) = (outbox.connect().await, outbox.connect().await);
     holder.execute("create table held (n bigint)").await.expect("a table can be made");
     let mut held = holder.begin().await.expect("it begins");
@@ -76,7 +76,7 @@ async fn a_write_transaction_that_is_held_open_changes_little() {
 /// However large a backlog is, it is counted to the limit and no further.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_large_backlog_only_its_beginning_is_read() {
-    let (outbox, mut connection) = settled("backlog_numbers").await;
+    let (outbox, mut connection) = settled("backlog_numbers", STORED).await;
     let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
     backlog::store(&pool, &outbox.topic, STORED, PER_TRANSACTION).await;
     pool.close().await;
@@ -93,7 +93,7 @@ async fn of_a_large_backlog_only_its_beginning_is_read() {
 /// The events of a huge transaction that was open when progress was last written are no exception.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_huge_transaction_only_its_beginning_is_read() {
-    let (outbox, mut connection) = settled("huge_numbers").await;
+    let (outbox, mut connection) = settled("huge_numbers", STORED).await;
     let (mut writer, mut passer) = (outbox.connect().await, outbox.connect().await);
     let mut huge = writer.begin().await.expect("it begins");
     let emit = "select count(outbox.emit($1, 'test', to_jsonb(n), 'key-' || n % 100)) from generate_series(1, 50000) n";

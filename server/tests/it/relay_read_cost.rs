@@ -10,23 +10,21 @@ use outbox_harness::{
 use outbox_server::config;
 use sqlx::Connection as _;
 
-use crate::support::outbox::Outbox;
+use crate::{
+    numbers_cost::{PER_TRANSACTION, settled},
+    support::outbox::Outbox,
+};
 
 const SETTLED: usize = 60_000;
 const BACKLOG: usize = 10_000;
-const PER_TRANSACTION: usize = 1_000;
 const WITHIN: Duration = Duration::from_secs(120);
 
 /// Positions and transactions go hand in hand, of which the planner knows nothing: it supposes next to nothing to be beyond
 /// both, and to sort next to nothing looks cheap.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_behind_many_settled_events_is_read_once() {
-    let outbox = Outbox::fresh("planned", 1).await;
-    let mut connection = outbox.connect().await;
-    touched::by_nobody_else(&mut connection).await;
+    let (outbox, mut connection) = settled("planned", SETTLED).await;
     let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
-    backlog::store(&pool, &outbox.topic, SETTLED, PER_TRANSACTION).await;
-    backlog::pass_over(&pool).await;
     let end = backlog::store(&pool, &outbox.topic, BACKLOG, PER_TRANSACTION).await;
     pool.close().await;
 
@@ -44,13 +42,7 @@ async fn a_backlog_behind_many_settled_events_is_read_once() {
 /// What was open when the relay looked last is found by its transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_transaction_that_was_open_for_long_is_read_once() {
-    let outbox = Outbox::fresh("large", 1).await;
-    let mut connection = outbox.connect().await;
-    touched::by_nobody_else(&mut connection).await;
-    let pool = sqlx::PgPool::connect(&outbox.url).await.expect("the database can be reached");
-    backlog::store(&pool, &outbox.topic, SETTLED, PER_TRANSACTION).await;
-    backlog::pass_over(&pool).await;
-    pool.close().await;
+    let (outbox, mut connection) = settled("large", SETTLED).await;
 
     let drain = async {
         let mut writer = outbox.connect().await;

@@ -91,14 +91,15 @@ impl Attempts {
         !self.careful.contains(&lane) || self.last.as_ref().is_some_and(|attempt| attempt.token == token)
     }
 
-    /// Of the first events of careful lanes in these pages, the least suspected.
+    /// Of the first events of careful lanes in these pages, up to a round, the least suspected.
     fn least_suspected<'p, R: 'p>(
         &self,
         pages: impl Iterator<Item = &'p Page<R>>,
+        round: u64,
         publisher: &mut impl Publisher,
     ) -> Option<Next> {
         let (mut passed_over, mut next) = (BTreeSet::new(), None);
-        for page in pages {
+        for page in pages.take_while(|page| page.round <= round) {
             for (index, row) in page.rows.iter().enumerate() {
                 let lane = row.lane();
                 if !page.is_open(index) || !self.careful.contains(&lane) || !passed_over.insert(lane) {
@@ -186,10 +187,9 @@ impl<P: Publisher, S: Source> Session<'_, P, S> {
     fn next_attempt(&mut self) -> Option<Next> {
         let (attempts, flushed) = (&self.attempts, self.flushed_round);
         let next_pages = self.window.next_to_settle();
-        attempts.least_suspected(next_pages.take_while(|page| page.round <= flushed), self.publisher).or_else(|| {
-            let pages = self.window.pages.iter();
-            attempts.least_suspected(pages.take_while(|page| page.round <= flushed), self.publisher)
-        })
+        attempts
+            .least_suspected(next_pages, flushed, self.publisher)
+            .or_else(|| attempts.least_suspected(self.window.pages.iter(), flushed, self.publisher))
     }
 
     /// Takes the last attempt back when it began so long ago: the process has outlived it.
