@@ -154,7 +154,8 @@ async fn a_crash_in_the_middle_of_a_drain_meets_the_log_in_order() {
 async fn a_key_stays_held_while_the_source_changes_and_its_drain_goes_on() {
     let outbox = Outbox::fresh("held-change", 1).await;
     let failed = outbox.emit_to(&outbox.topic, Some("key-0"), "first").await;
-    outbox.emit(10, 2).await;
+    // Of no other key: what is on its way when a record fails may be repeated.
+    outbox.emit(5, 1).await;
     let faults = failing(failed);
     let relay = faulty(&outbox, &faults, config());
     let mut held = 6;

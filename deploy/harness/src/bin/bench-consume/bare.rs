@@ -1,6 +1,7 @@
 //! Bare librdkafka loops: what reading costs at least, and reading with the batch mode's write but no deduplication.
 
 use std::{
+    ops::Range,
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -18,18 +19,36 @@ use uuid::Uuid;
 
 use super::{INSERT, PARTITIONS};
 
-/// One reader per partition, each on its own thread; `each` is called with every record. The rate over all of them, from
-/// the first record of any on.
-fn read_all<R>(topic: &str, events: usize, reader: impl Fn() -> R + Sync) -> f64
+/// How many loops read the topic.
+#[derive(Clone, Copy)]
+pub(super) enum Loops {
+    /// One, over all partitions: a consumer as it is usually written.
+    One,
+    /// One for each partition, each with a client and a thread of its own: as fast as it can be done.
+    PerPartition,
+}
+
+impl Loops {
+    fn partitions(self) -> Vec<Range<i32>> {
+        match self {
+            Self::One => vec![0..PARTITIONS],
+            Self::PerPartition => (0..PARTITIONS).map(|partition| partition..partition + 1).collect(),
+        }
+    }
+}
+
+/// Each loop on its own thread; `reader` makes what is called with every record. The rate over all of them, from the first
+/// record of any on.
+fn read_all<R>(topic: &str, events: usize, loops: Loops, reader: impl Fn() -> R + Sync) -> f64
 where
     R: FnMut(Option<&BorrowedMessage<'_>>),
 {
     let (read, began) = (AtomicUsize::new(0), OnceLock::new());
     std::thread::scope(|scope| {
-        for partition in 0..PARTITIONS {
+        for partitions in loops.partitions() {
             let (read, began, reader) = (&read, &began, &reader);
             scope.spawn(move || {
-                let consumer = kafka::reader(topic, partition..partition + 1);
+                let consumer = kafka::reader(topic, partitions);
                 let mut each = reader();
                 while read.load(Relaxed) < events {
                     match consumer.poll(Duration::from_millis(10)) {
@@ -49,14 +68,20 @@ where
 }
 
 /// Only counts.
-pub(super) fn read(topic: &str, events: usize) -> f64 {
-    read_all(topic, events, || |_: Option<&BorrowedMessage<'_>>| {})
+pub(super) fn read(topic: &str, events: usize, loops: Loops) -> f64 {
+    read_all(topic, events, loops, || |_: Option<&BorrowedMessage<'_>>| {})
 }
 
 /// What is read is written in transactions of `batch` records, or of fewer when none follows.
-pub(super) fn write(runtime: &tokio::runtime::Handle, topic: &str, events: usize, batch: usize) -> f64 {
+pub(super) fn write(
+    runtime: &tokio::runtime::Handle,
+    topic: &str,
+    events: usize,
+    loops: Loops,
+    batch: usize,
+) -> f64 {
     let database = runtime.block_on(super::ledger());
-    read_all(topic, events, || {
+    read_all(topic, events, loops, || {
         let mut connection = runtime.block_on(database.connect());
         let (mut ids, mut payloads) = (Vec::<Uuid>::new(), Vec::<Vec<u8>>::new());
         move |record: Option<&BorrowedMessage<'_>>| {
