@@ -28,8 +28,6 @@ use crate::{
 
 /// How often a delivery is tried before the kit gives the handler up.
 const ATTEMPTS_MAX: u32 = 100;
-/// Headers of most events.
-const HEADERS: usize = 8;
 /// After how many wake-ups at most an attempt crashes, if it is to.
 const POLLS_MAX: u32 = 8;
 
@@ -283,9 +281,10 @@ impl TestEvent {
     pub fn build(self) -> Event {
         let place = Place { topic: "test".into(), partition: 0, offset: 0 };
         let now = Some(Utc::now().timestamp_millis());
-        let mut record = Record::new(place, now, self.key.as_deref(), self.payload.as_deref(), HEADERS);
-        self.attributes.encode(|name, value| record.push_header(name, Some(value)));
-        match Event::decode(record) {
+        let mut headers = Vec::new();
+        self.attributes.encode(|name, value| headers.push((name.to_owned(), value.to_owned())));
+        let headers = headers.iter().map(|(name, value)| (name.as_str(), Some(value.as_slice())));
+        match Event::decode(Record::new(place, now, self.key.as_deref(), self.payload.as_deref(), headers)) {
             Ok(event) => event,
             Err((_, error)) => panic!("the event is none: {error}"),
         }

@@ -28,6 +28,8 @@ struct State {
     /// Numbers by consumer and source.
     scopes: HashMap<String, HashMap<String, i32>>,
     last_scope: i32,
+    /// Counted up from one that was drawn, so that no other store's are the same.
+    last_token: Uuid,
     claims: HashMap<(i32, Uuid), Entry>,
     /// In the order of their completion.
     completed: VecDeque<(i32, Uuid)>,
@@ -45,7 +47,8 @@ struct Entry {
 impl MemoryClaims {
     /// Room for so many claims.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, state: Arc::default() }
+        let state = State { last_token: Uuid::now_v7(), ..State::default() };
+        Self { capacity, state: Arc::new(Mutex::new(state)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,12 +76,18 @@ impl State {
         self.scopes.entry(consumer.to_owned()).or_default().insert(source.to_owned(), self.last_scope);
         self.last_scope
     }
+
+    fn token(&mut self) -> Uuid {
+        self.last_token = Uuid::from_u128(self.last_token.as_u128().wrapping_add(1));
+        self.last_token
+    }
 }
 
 impl Claims for MemoryClaims {
     async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        let now = Instant::now();
         let mut state = self.state();
-        let (scope, now, token) = (state.scope(consumer, key.source()), Instant::now(), Uuid::now_v7());
+        let (scope, token) = (state.scope(consumer, key.source()), state.token());
         let name = (scope, key.id());
         if let Some(entry) = state.claims.get_mut(&name) {
             let content = entry.content.map(Content::number);

@@ -25,7 +25,7 @@ pub struct Event(Arc<Inner>);
 struct Inner {
     record: Record,
     /// What the value of a record in structured mode holds: the event as it would be in binary mode.
-    unpacked: Option<Record>,
+    unpacked: Option<Box<Record>>,
     attributes: Attributes,
 }
 
@@ -88,8 +88,8 @@ impl Event {
     /// Reads a record; one that is no event comes back as it was.
     pub(crate) fn decode(record: Record) -> Result<Self, (Box<Record>, DecodeError)> {
         let read = || {
-            let unpacked = unpack(&record)?;
-            Ok((attributes(unpacked.as_ref().unwrap_or(&record))?, unpacked))
+            let unpacked = unpack(&record)?.map(Box::new);
+            Ok((attributes(unpacked.as_deref().unwrap_or(&record))?, unpacked))
         };
         match read() {
             Ok((attributes, unpacked)) => Ok(Self(Arc::new(Inner { record, unpacked, attributes }))),
@@ -101,8 +101,8 @@ impl Event {
     pub fn dedup_key(&self) -> EventKey<'_> {
         let payload = self.payload();
         let present: &[u8] = if payload.is_some() { &[1] } else { &[0] };
-        let parts =
-            [self.event_type().as_bytes(), self.key().unwrap_or_default(), present, payload.unwrap_or_default()];
+        let event_type = self.content().part(self.0.attributes.event_type);
+        let parts = [event_type, self.key().unwrap_or_default(), present, payload.unwrap_or_default()];
         let key = EventKey::new(self.source(), self.id()).holding(Content::of(parts));
         self.happened_at().map_or(key, |time| key.at(time))
     }
@@ -118,7 +118,7 @@ impl Event {
 
     /// Where its attributes lie.
     fn content(&self) -> &Record {
-        self.0.unpacked.as_ref().unwrap_or(&self.0.record)
+        self.0.unpacked.as_deref().unwrap_or(&self.0.record)
     }
 
     fn text(&self, span: Option<Span>) -> Option<&str> {
@@ -207,7 +207,7 @@ impl Event {
     pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> + DoubleEndedIterator {
         let part = |span| self.content().part(span);
         let headers = self.0.attributes.headers.iter();
-        headers.map(move |(name, value)| (self.content().text(*name), value.map(part).unwrap_or_default()))
+        headers.map(move |(name, value)| (self.content().name(*name), value.map(part).unwrap_or_default()))
     }
 
     /// The value of the last free header of this name.
@@ -247,23 +247,17 @@ fn unpack(record: &Record) -> Result<Option<Record>, DecodeError> {
         return Ok(None);
     }
     let event = structured::read(record.payload().unwrap_or_default())?;
-    let count = record.headers().len() + event.headers.len();
-    let payload = event.payload.as_deref();
-    let mut unpacked = Record::new(record.place().clone(), record.timestamp(), record.key(), payload, count);
     // The record's own headers are free headers; where both name an attribute, the value's counts.
-    for (name, value) in record.headers().filter(|(name, _)| !is_content_type(name)) {
-        unpacked.push_header(name, value);
-    }
-    for (name, value) in &event.headers {
-        unpacked.push_header(name, Some(value));
-    }
-    Ok(Some(unpacked))
+    let own = record.headers().filter(|(name, _)| !is_content_type(name));
+    let of_value = event.headers.iter().map(|(name, value)| (name.as_ref(), Some(value.as_ref())));
+    let (payload, headers) = (event.payload.as_deref(), own.chain(of_value));
+    Ok(Some(Record::new(record.place(), record.timestamp(), record.key(), payload, headers)))
 }
 
 fn attributes(record: &Record) -> Result<Attributes, DecodeError> {
     let mut headers = Vec::new();
     let read = AttributesRef::decode(record.headers(), |name, value| {
-        headers.push((record.span(name.as_bytes()), value.map(|value| record.span(value))));
+        headers.push((record.name_span(name), value.map(|value| record.span(value))));
     })?;
     let span = |text: &str| record.span(text.as_bytes());
     Ok(Attributes {
@@ -286,10 +280,9 @@ mod tests {
 
     fn record(value: &str) -> Record {
         let place = Place { topic: "users".into(), partition: 0, offset: 0 };
-        let mut record = Record::new(place, None, None, Some(value.as_bytes()), 2);
-        record.push_header("content-type", Some(b"application/cloudevents+json"));
-        record.push_header("x-tenant", Some(b"7"));
-        record
+        let headers: [(&str, Option<&[u8]>); 2] =
+            [("content-type", Some(b"application/cloudevents+json")), ("x-tenant", Some(b"7"))];
+        Record::new(place, None, None, Some(value.as_bytes()), headers)
     }
 
     #[test]

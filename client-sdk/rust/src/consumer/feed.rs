@@ -18,7 +18,10 @@ use rdkafka::{
     error::KafkaError,
 };
 
-use super::{lanes::Bound, record::Record};
+use super::{
+    lanes::Bound,
+    record::{Copies, Record},
+};
 
 /// How many records of a partition are read before others get a turn.
 const PER_TURN: usize = 100;
@@ -91,19 +94,16 @@ impl<C: ConsumerContext + 'static> Feeds<C> {
         let mut has_more = false;
         for ((_, partition), (topic, queue)) in self.queues().iter() {
             let Bound { records, mut bytes } = room(topic, *partition);
-            let (mut read, mut polled, mut outcome) = (Vec::new(), 0, Ok(()));
+            let (mut copies, mut polled, mut outcome) = (Copies::new(Arc::clone(topic)), 0, Ok(()));
             while polled < records.min(PER_TURN) && bytes > 0 && outcome.is_ok() {
                 let Some(record) = queue.poll(Duration::ZERO) else { break };
                 polled += 1;
                 match record {
-                    Ok(record) => {
-                        let record = Record::copy(Arc::clone(topic), &record);
-                        bytes = bytes.saturating_sub(record.size());
-                        read.push(record);
-                    }
+                    Ok(record) => bytes = bytes.saturating_sub(copies.add(&record)),
                     Err(error) => outcome = tolerate(error),
                 }
             }
+            let read = copies.finish();
             if !read.is_empty() {
                 take(read);
             }

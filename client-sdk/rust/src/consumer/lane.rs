@@ -195,9 +195,10 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn add(&self, settled: Settled) {
-        self.settled().push(settled);
-        if self.settled().len() >= REPORTED_MAX {
-            self.send();
+        let mut all = self.settled();
+        all.push(settled);
+        if all.len() >= REPORTED_MAX {
+            self.mailbox.settled(&mut all);
         }
     }
 

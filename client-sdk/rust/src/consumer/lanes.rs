@@ -207,7 +207,7 @@ mod tests {
 
     fn record(offset: i64) -> Vec<Record> {
         let place = Place { topic: "users".into(), partition: 0, offset };
-        vec![Record::new(place, None, None, Some(&[0; 100]), 0)]
+        vec![Record::new(place, None, None, Some(&[0; 100]), [])]
     }
 
     fn settled(epoch: Epoch, offset: i64) -> News {

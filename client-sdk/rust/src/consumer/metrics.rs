@@ -33,9 +33,12 @@ pub(super) struct Metrics {
     duration: Histogram<f64>,
     age: Histogram<f64>,
     of_consumer: [KeyValue; 4],
-    /// All that is told of attempts that succeed, by topic: few, and used for each event.
-    of_topics: RwLock<HashMap<String, Arc<[KeyValue]>>>,
+    /// By topic: few, and used for each event.
+    of_topics: RwLock<HashMap<String, Attributes>>,
 }
+
+/// All that is told of attempts that succeed.
+pub(super) type Attributes = Arc<[KeyValue]>;
 
 impl Metrics {
     /// Makes the instruments; those of what is counted live as long as the counters do.
@@ -68,32 +71,34 @@ impl Metrics {
         }
     }
 
-    /// An attempt has ended. `handled` is how many of the events the handler was given, `error` the class of its failure.
-    pub(super) fn attempted(&self, events: &[&Event], handled: u64, took: Duration, error: Option<&'static str>) {
-        let Some(first) = events.first() else { return };
-        let mut attributes = self.of_topic(first.topic());
-        if let Some(kind) = error {
-            attributes = attributes.iter().cloned().chain([KeyValue::new("error.type", kind)]).collect();
-        }
-        self.duration.record(took.as_secs_f64(), &attributes);
+    /// An attempt has succeeded. `handled` is how many of the events the handler was given.
+    pub(super) fn succeeded(&self, attributes: &Attributes, events: &[&Event], handled: u64, took: Duration) {
+        self.duration.record(took.as_secs_f64(), attributes);
         if handled == 0 {
             return;
         }
-        self.consumed.add(handled, &attributes);
-        if error.is_none() {
-            let now = Utc::now();
-            for time in events.iter().filter_map(|event| event.happened_at()) {
-                self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), &attributes);
-            }
+        self.consumed.add(handled, attributes);
+        let now = Utc::now();
+        for time in events.iter().filter_map(|event| event.happened_at()) {
+            self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), attributes);
         }
     }
 
-    fn of_topic(&self, topic: &str) -> Arc<[KeyValue]> {
+    /// An attempt has failed; `error` is the class of its failure.
+    pub(super) fn failed(&self, attributes: &Attributes, events: &[&Event], took: Duration, error: &'static str) {
+        let error = KeyValue::new("error.type", error);
+        let attributes: Vec<KeyValue> = attributes.iter().cloned().chain([error]).collect();
+        self.duration.record(took.as_secs_f64(), &attributes);
+        self.consumed.add(events.len() as u64, &attributes);
+    }
+
+    /// What is told of a topic's events.
+    pub(super) fn of_topic(&self, topic: &str) -> Attributes {
         if let Some(known) = self.of_topics.read().unwrap_or_else(PoisonError::into_inner).get(topic) {
             return Arc::clone(known);
         }
         let destination = KeyValue::new("messaging.destination.name", shared(topic));
-        let attributes: Arc<[KeyValue]> = self.of_consumer.iter().cloned().chain([destination]).collect();
+        let attributes: Attributes = self.of_consumer.iter().cloned().chain([destination]).collect();
         let mut topics = self.of_topics.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(topics.entry(topic.to_owned()).or_insert(attributes))
     }

@@ -22,7 +22,7 @@ use super::{
     ConsumerError,
     mailbox::{Mailbox, Stop},
     rebalance::Context,
-    record::Record,
+    record::{Copies, Record},
 };
 
 /// How long to wait for news when there is nothing to poll.
@@ -74,7 +74,11 @@ impl Poller {
                     has_more = false;
                     break;
                 }
-                Some(Ok(record)) => self.take(vec![Record::copy(record.topic().into(), &record)]),
+                Some(Ok(record)) => {
+                    let mut copies = Copies::new(record.topic().into());
+                    copies.add(&record);
+                    self.take(copies.finish());
+                }
                 Some(Err(error)) => tolerate(error)?,
             }
         }

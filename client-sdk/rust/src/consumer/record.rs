@@ -1,22 +1,45 @@
-//! A Kafka record that outlives the client's buffers.
+//! Kafka records that outlive the client's buffers.
 //!
-//! Invariant: what is here is what the record held, byte for byte. All of it lies in one piece of memory, for a consumer
-//! that is quick spends most of its time on copies; what others find in there is kept as a [`Span`].
+//! Invariant: what is here is what the record held, byte for byte. Small records that are read together share one piece of
+//! memory, for a consumer that is quick would spend most of its time on getting memory in one thread and giving it back in
+//! another; what others find in there is kept as a [`Span`]. A piece lives as long as any of its records.
 //!
 //! It deliberately does not interpret anything: `event` does.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use rdkafka::{Message, message::Headers};
 
-/// What a header usually takes, name and value.
-const HEADER_BYTES: usize = 48;
+/// How much of a piece of memory is taken before the next record gets another: what may be kept for the sake of one record.
+const PIECE_BYTES: usize = 16 << 10;
+/// What the value of a header usually takes.
+const HEADER_BYTES: usize = 32;
 
-/// Where something lies in a record.
+/// Where something lies in a record's piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     start: u32,
     end: u32,
+}
+
+impl Span {
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// Where the end of `within` is, once `part` has been put there. Kafka keeps a record below 2 GiB.
+    #[allow(clippy::cast_possible_truncation, reason = "see above")]
+    fn behind(within: usize, part: usize) -> Self {
+        Self { start: within as u32, end: (within + part) as u32 }
+    }
+
+    /// Where `part` lies in `within`, of which it is a part.
+    #[allow(clippy::cast_possible_truncation, reason = "a part is no longer than the whole")]
+    fn of(part: &[u8], within: &[u8]) -> Self {
+        let start = part.as_ptr().addr().wrapping_sub(within.as_ptr().addr());
+        debug_assert!(start <= within.len() && part.len() <= within.len() - start, "it is a part of this record");
+        Self { start: start as u32, end: (start + part.len()) as u32 }
+    }
 }
 
 /// Where a record was read from.
@@ -27,119 +50,229 @@ pub(crate) struct Place {
     pub(crate) offset: i64,
 }
 
-/// A record.
+/// A record. Moving it is cheap.
 #[derive(Debug)]
 pub(crate) struct Record {
-    place: Place,
+    piece: Arc<Piece>,
+    layout: Layout,
+}
+
+/// A piece of memory with records of one topic.
+#[derive(Debug)]
+struct Piece {
+    topic: Arc<str>,
+    /// Keys, payloads, and values of headers.
+    bytes: Vec<u8>,
+    /// Names of headers; few of them, since most records have the same.
+    names: String,
+    headers: Vec<Header>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    /// In the names.
+    name: Span,
+    /// In the bytes.
+    value: Option<Span>,
+}
+
+/// Where a record lies in its piece of memory.
+#[derive(Debug)]
+struct Layout {
+    partition: i32,
+    offset: i64,
     /// Milliseconds since 1970.
     timestamp: Option<i64>,
-    bytes: Vec<u8>,
     key: Option<Span>,
     payload: Option<Span>,
-    headers: Vec<(Span, Option<Span>)>,
+    /// Its headers among those of the piece.
+    headers: Span,
+}
+
+impl Piece {
+    fn new(topic: Arc<str>) -> Self {
+        Self { topic, bytes: Vec::new(), names: String::new(), headers: Vec::new() }
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.len() + self.names.len() + bytes <= PIECE_BYTES
+    }
+
+    /// Copies a record behind the others. `before` is the record before it.
+    fn add<'a>(
+        &mut self,
+        (partition, offset, timestamp): (i32, i64, Option<i64>),
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        before: Option<&Layout>,
+    ) -> Layout {
+        let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+        self.make_room(length(key) + length(payload) + headers.size_hint().0 * HEADER_BYTES);
+        let (key, payload) = (key.map(|key| self.append(key)), payload.map(|payload| self.append(payload)));
+        let first = self.headers.len();
+        let mut before = before.map_or(0..0, |before| before.headers.range());
+        for (name, value) in headers {
+            let like = before.next().and_then(|at| self.headers.get(at)).map(|header| header.name);
+            let name = like.filter(|like| self.name(*like) == name).unwrap_or_else(|| self.append_name(name));
+            let value = value.map(|value| self.append(value));
+            self.headers.push(Header { name, value });
+        }
+        let headers = Span::behind(first, self.headers.len() - first);
+        Layout { partition, offset, timestamp, key, payload, headers }
+    }
+
+    /// Room for so many bytes. Behind a large record twice as much would be taken as is needed.
+    fn make_room(&mut self, bytes: usize) {
+        if self.bytes.len() + bytes > PIECE_BYTES {
+            self.bytes.reserve_exact(bytes);
+        } else {
+            self.bytes.reserve(bytes);
+        }
+    }
+
+    fn append(&mut self, part: &[u8]) -> Span {
+        let span = Span::behind(self.bytes.len(), part.len());
+        self.make_room(part.len());
+        self.bytes.extend_from_slice(part);
+        span
+    }
+
+    fn append_name(&mut self, name: &str) -> Span {
+        let span = Span::behind(self.names.len(), name.len());
+        self.names.push_str(name);
+        span
+    }
+
+    fn name(&self, span: Span) -> &str {
+        self.names.get(span.range()).unwrap_or_default()
+    }
+}
+
+/// Copies of records of one topic, in the order in which they were made.
+pub(crate) struct Copies {
+    piece: Piece,
+    /// The records in the piece.
+    layouts: Vec<Layout>,
+    /// Those whose piece is full.
+    records: Vec<Record>,
+}
+
+impl Copies {
+    pub(crate) fn new(topic: Arc<str>) -> Self {
+        Self { piece: Piece::new(topic), layouts: Vec::new(), records: Vec::new() }
+    }
+
+    /// Copies a record; says what it counts as against a lane's bound.
+    pub(crate) fn add(&mut self, record: &impl Message) -> usize {
+        let (key, payload) = (record.key(), record.payload());
+        let at = (record.partition(), record.offset(), record.timestamp().to_millis());
+        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
+        let headers = headers.map(|header| (header.key, header.value));
+        let size = size(key, payload);
+        if !self.layouts.is_empty() && !self.piece.has_room(size) {
+            self.seal();
+        }
+        let layout = self.piece.add(at, key, payload, headers, self.layouts.last());
+        self.layouts.push(layout);
+        size
+    }
+
+    fn seal(&mut self) {
+        let next = Piece::new(Arc::clone(&self.piece.topic));
+        let piece = Arc::new(std::mem::replace(&mut self.piece, next));
+        let records = self.layouts.drain(..).map(|layout| Record { piece: Arc::clone(&piece), layout });
+        self.records.extend(records);
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<Record> {
+        self.seal();
+        self.records
+    }
 }
 
 impl Record {
-    /// One without headers so far, with room for so many.
-    pub(crate) fn new(
+    /// One in a piece of memory of its own.
+    pub(crate) fn new<'a>(
         place: Place,
         timestamp: Option<i64>,
         key: Option<&[u8]>,
         payload: Option<&[u8]>,
-        headers: usize,
+        headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) -> Self {
-        let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
-        let bytes = Vec::with_capacity(length(key) + length(payload) + headers * HEADER_BYTES);
-        let headers = Vec::with_capacity(headers);
-        let mut record = Self { place, timestamp, bytes, key: None, payload: None, headers };
-        record.key = key.map(|key| record.append(key));
-        record.payload = payload.map(|payload| record.append(payload));
-        record
+        let mut piece = Piece::new(place.topic);
+        let layout = piece.add((place.partition, place.offset, timestamp), key, payload, headers.into_iter(), None);
+        Self { piece: Arc::new(piece), layout }
     }
 
-    /// Copies a record of this topic.
-    pub(crate) fn copy(topic: Arc<str>, record: &impl Message) -> Self {
-        let place = Place { topic, partition: record.partition(), offset: record.offset() };
-        let (timestamp, headers) = (record.timestamp().to_millis(), record.headers());
-        let count = headers.map_or(0, Headers::count);
-        let mut copy = Self::new(place, timestamp, record.key(), record.payload(), count);
-        for header in headers.into_iter().flat_map(|headers| headers.iter()) {
-            copy.push_header(header.key, header.value);
-        }
-        copy
-    }
-
-    /// Adds a header behind the others.
-    pub(crate) fn push_header(&mut self, name: &str, value: Option<&[u8]>) {
-        let header = (self.append(name.as_bytes()), value.map(|value| self.append(value)));
-        self.headers.push(header);
-    }
-
-    /// Kafka keeps a record below 2 GiB.
-    #[allow(clippy::cast_possible_truncation, reason = "see above")]
-    fn append(&mut self, part: &[u8]) -> Span {
-        let start = self.bytes.len() as u32;
-        // Behind a large payload twice as much would be taken as is needed.
-        self.bytes.reserve_exact(part.len());
-        self.bytes.extend_from_slice(part);
-        Span { start, end: self.bytes.len() as u32 }
-    }
-
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn place(&self) -> Place {
+        Place { topic: Arc::clone(&self.piece.topic), partition: self.partition(), offset: self.offset() }
     }
 
     pub(crate) fn topic(&self) -> &str {
-        &self.place.topic
+        &self.piece.topic
     }
 
     pub(crate) fn partition(&self) -> i32 {
-        self.place.partition
+        self.layout.partition
     }
 
     pub(crate) fn offset(&self) -> i64 {
-        self.place.offset
+        self.layout.offset
     }
 
     /// Milliseconds since 1970, by its producer's or its broker's clock.
     pub(crate) fn timestamp(&self) -> Option<i64> {
-        self.timestamp
+        self.layout.timestamp
     }
 
     pub(crate) fn key(&self) -> Option<&[u8]> {
-        self.key.map(|span| self.part(span))
+        self.layout.key.map(|span| self.part(span))
     }
 
     pub(crate) fn payload(&self) -> Option<&[u8]> {
-        self.payload.map(|span| self.part(span))
+        self.layout.payload.map(|span| self.part(span))
     }
 
     /// Name and value of each header, in order.
     pub(crate) fn headers(&self) -> impl ExactSizeIterator<Item = (&str, Option<&[u8]>)> {
-        self.headers.iter().map(|(name, value)| (self.text(*name), value.map(|value| self.part(value))))
+        let headers = self.piece.headers.get(self.layout.headers.range()).unwrap_or_default();
+        headers.iter().map(|header| (self.name(header.name), header.value.map(|value| self.part(value))))
     }
 
-    /// What it counts as against a lane's bound: payload, key and a flat sum for the rest.
+    /// What it counts as against a lane's bound.
     pub(crate) fn size(&self) -> usize {
-        self.payload().map_or(0, <[u8]>::len) + self.key().map_or(0, <[u8]>::len) + 256
+        size(self.key(), self.payload())
     }
 
-    /// Where a part of this record lies in it.
-    #[allow(clippy::cast_possible_truncation, reason = "a part is no longer than the whole")]
+    /// Where a key, a payload or a header's value lies, or a part of one.
     pub(crate) fn span(&self, part: &[u8]) -> Span {
-        let start = part.as_ptr().addr().wrapping_sub(self.bytes.as_ptr().addr());
-        debug_assert!(start <= self.bytes.len() && part.len() <= self.bytes.len() - start, "it is of this record");
-        Span { start: start as u32, end: (start + part.len()) as u32 }
+        Span::of(part, &self.piece.bytes)
     }
 
     pub(crate) fn part(&self, span: Span) -> &[u8] {
-        self.bytes.get(span.start as usize..span.end as usize).unwrap_or_default()
+        self.piece.bytes.get(span.range()).unwrap_or_default()
     }
 
     /// A part that was given as text.
     pub(crate) fn text(&self, span: Span) -> &str {
         std::str::from_utf8(self.part(span)).unwrap_or_default()
     }
+
+    /// Where a header's name lies.
+    pub(crate) fn name_span(&self, name: &str) -> Span {
+        Span::of(name.as_bytes(), self.piece.names.as_bytes())
+    }
+
+    /// A header's name.
+    pub(crate) fn name(&self, span: Span) -> &str {
+        self.piece.name(span)
+    }
+}
+
+/// Payload, key and a flat sum for the rest.
+fn size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
+    payload.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len) + 256
 }
 
 #[cfg(test)]
@@ -151,22 +284,56 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_copy_holds_what_the_record_held() {
-        let headers = OwnedHeaders::new()
-            .insert(Header { key: "a", value: Some(b"\xff".as_slice()) })
-            .insert(Header { key: "", value: Some(b"".as_slice()) })
-            .insert(Header::<&[u8]> { key: "null", value: None });
-        let at = Timestamp::CreateTime(7);
-        let record = OwnedMessage::new(Some(b"value".into()), Some(b"".into()), "t".into(), at, 3, 9, Some(headers));
-        let copy = Record::copy("t".into(), &record);
-        assert_eq!((copy.topic(), copy.partition(), copy.offset(), copy.timestamp()), ("t", 3, 9, Some(7)));
-        assert_eq!((copy.key(), copy.payload(), copy.size()), (Some(b"".as_slice()), Some(b"value".as_slice()), 261));
-        let headers: Vec<_> = copy.headers().collect();
-        assert_eq!(headers, [("a", Some(b"\xff".as_slice())), ("", Some(b"".as_slice())), ("null", None)]);
-        assert_eq!(copy.part(copy.span(copy.payload().expect("it has one"))), b"value");
+    const AT: Timestamp = Timestamp::CreateTime(7);
 
-        let empty = Record::copy("t".into(), &OwnedMessage::new(None, None, "t".into(), at, 0, 0, None));
-        assert_eq!((empty.key(), empty.payload(), empty.headers().len()), (None, None, 0));
+    fn message(offset: i64, value: Vec<u8>, headers: &[(&str, Option<&[u8]>)]) -> OwnedMessage {
+        let insert = |all: OwnedHeaders, (key, value): &(&str, Option<&[u8]>)| {
+            let value = value.map(<[u8]>::to_vec);
+            all.insert(Header { key, value: value.as_ref() })
+        };
+        let headers = headers.iter().fold(OwnedHeaders::new(), insert);
+        OwnedMessage::new(Some(value), Some(b"".into()), "t".into(), AT, 3, offset, Some(headers))
+    }
+
+    #[test]
+    fn copies_hold_what_the_records_held() {
+        const HEADERS: [(&str, Option<&[u8]>); 3] = [("a", Some(b"\xff")), ("", Some(b"")), ("null", None)];
+        let others: [(&str, Option<&[u8]>); 2] = [("a", None), ("other", Some(b"x"))];
+        let mut copies = Copies::new("t".into());
+        assert_eq!(copies.add(&message(9, b"value".into(), &HEADERS)), 261);
+        copies.add(&message(10, b"second".into(), &others));
+        copies.add(&OwnedMessage::new(None, None, "t".into(), AT, 3, 11, None));
+        copies.add(&message(12, b"fourth".into(), &HEADERS));
+        let [first, second, empty, fourth] = copies.finish().try_into().expect("as many as were added");
+
+        assert_eq!((first.topic(), first.partition(), first.offset(), first.timestamp()), ("t", 3, 9, Some(7)));
+        assert_eq!(
+            (first.key(), first.payload(), first.size()),
+            (Some(b"".as_slice()), Some(b"value".as_slice()), 261)
+        );
+        assert_eq!(first.headers().collect::<Vec<_>>(), HEADERS);
+        assert_eq!((second.offset(), second.payload()), (10, Some(b"second".as_slice())));
+        assert_eq!(second.headers().collect::<Vec<_>>(), others);
+        assert_eq!((empty.offset(), empty.key(), empty.payload(), empty.headers().len()), (11, None, None, 0));
+        assert_eq!((fourth.offset(), fourth.payload()), (12, Some(b"fourth".as_slice())));
+        assert_eq!(fourth.headers().collect::<Vec<_>>(), HEADERS);
+        assert!(Arc::ptr_eq(&first.piece, &fourth.piece), "small records share a piece of memory");
+
+        let (name, value) = second.headers().nth(1).expect("it has two");
+        assert_eq!((second.name(second.name_span(name)), value.map(|v| second.part(second.span(v)))), others[1]);
+    }
+
+    /// Whoever keeps a small record keeps no more than a piece.
+    #[test]
+    fn a_large_record_has_a_piece_of_its_own() {
+        let mut copies = Copies::new("t".into());
+        for (offset, length) in [(0, 10), (1, PIECE_BYTES), (2, 10), (3, PIECE_BYTES / 2), (4, PIECE_BYTES / 2)] {
+            copies.add(&message(offset, vec![0; length], &[("a", Some(b"b"))]));
+        }
+        let records = copies.finish();
+        assert!(records.iter().map(Record::offset).eq(0..5), "in order");
+        assert!(records.iter().all(|record| record.headers().eq([("a", Some(b"b".as_slice()))])));
+        let shared: Vec<bool> = records.windows(2).map(|pair| Arc::ptr_eq(&pair[0].piece, &pair[1].piece)).collect();
+        assert_eq!(shared, [false, false, true, false]);
     }
 }

@@ -22,7 +22,7 @@ use super::{
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
     mailbox::Mailbox,
-    metrics::Metrics,
+    metrics::{Attributes, Metrics},
     mode::{Done, Mode, Scope},
     record::Record,
     sequence::Watch,
@@ -87,7 +87,9 @@ impl<M: Mode> Work<M> {
             .into_iter()
             .map(|record| Event::decode(record).map_or_else(|(record, e)| Found::Junk(*record, e), Found::Event))
             .collect();
-        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, session).await {
+        let Some(first) = found.first() else { return Ok(Outcome::Settled) };
+        let attributes = self.metrics.of_topic(first.record().topic());
+        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, session, &attributes).await {
             found.iter().for_each(|found| settled(found.record()));
             return Ok(Outcome::Settled);
         }
@@ -97,7 +99,7 @@ impl<M: Mode> Work<M> {
                 return Ok(Outcome::Stopped);
             }
             let (record, outcome) = match &found {
-                Found::Event(event) => (event.record(), self.settle(event, session, stop).await?),
+                Found::Event(event) => (event.record(), self.settle(event, session, &attributes, stop).await?),
                 Found::Junk(record, error) => (record, self.junk(record, error, stop).await?),
             };
             match outcome {
@@ -109,7 +111,7 @@ impl<M: Mode> Work<M> {
     }
 
     /// Handles a batch in one go; false when each record is to be settled by itself.
-    async fn batch(&self, found: &[Found], session: &mut M::Session) -> bool {
+    async fn batch(&self, found: &[Found], session: &mut M::Session, attributes: &Attributes) -> bool {
         let mut events = Vec::with_capacity(found.len());
         for found in found {
             match found {
@@ -117,7 +119,7 @@ impl<M: Mode> Work<M> {
                 Found::Event(_) | Found::Junk(..) => return false,
             }
         }
-        match self.attempt(&events, session).await {
+        match self.attempt(&events, session, attributes).await {
             Ok(()) => true,
             Err(error) => {
                 let (events, error) = (events.len(), error.chain());
@@ -132,6 +134,7 @@ impl<M: Mode> Work<M> {
         &self,
         event: &Event,
         session: &mut M::Session,
+        attributes: &Attributes,
         stop: &CancellationToken,
     ) -> Result<Outcome, ConsumerError> {
         let record = event.record();
@@ -141,7 +144,7 @@ impl<M: Mode> Work<M> {
         }
         let (mut attempts, mut failures) = (0_u32, 0_u32);
         loop {
-            let Err(error) = self.attempt(&[event], session).await else { return Ok(Outcome::Settled) };
+            let Err(error) = self.attempt(&[event], session, attributes).await else { return Ok(Outcome::Settled) };
             let verdict = error.verdict();
             failures = failures.saturating_add(1);
             attempts = attempts.saturating_add(u32::from(!matches!(verdict, Verdict::Wait(_))));
@@ -221,7 +224,12 @@ impl<M: Mode> Work<M> {
     }
 
     /// Handles events once. A panic is an error.
-    async fn attempt(&self, events: &[&Event], session: &mut M::Session) -> Result<(), AttemptError> {
+    async fn attempt(
+        &self,
+        events: &[&Event],
+        session: &mut M::Session,
+        attributes: &Attributes,
+    ) -> Result<(), AttemptError> {
         let span = trace::process_span(events, &self.scope.consumer, &self.group);
         let began = Instant::now();
         let attempt = self.mode.attempt(&self.scope, events, session);
@@ -234,10 +242,10 @@ impl<M: Mode> Work<M> {
         });
         match outcome {
             Ok(Done { handled, duplicates }) => {
-                self.metrics.attempted(events, handled, began.elapsed(), None);
+                self.metrics.succeeded(attributes, events, handled, began.elapsed());
                 add(&self.counters.handled, handled);
-                add(&self.counters.duplicates, duplicates);
                 if duplicates > 0 {
+                    add(&self.counters.duplicates, duplicates);
                     span.record("outbox.duplicate", true);
                     tracing::debug!(parent: &span, duplicates, "repeats of what was handled before");
                 }
@@ -247,7 +255,7 @@ impl<M: Mode> Work<M> {
                 if matches!(error, AttemptError::Conflict) {
                     add(&self.counters.conflicts, 1);
                 }
-                self.metrics.attempted(events, events.len() as u64, began.elapsed(), Some(error.kind()));
+                self.metrics.failed(attributes, events, began.elapsed(), error.kind());
                 span.record("error.type", error.kind());
                 span.record("otel.status_code", "error");
                 Err(error)

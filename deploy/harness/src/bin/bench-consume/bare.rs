@@ -72,24 +72,31 @@ pub(super) fn read(topic: &str, events: usize, loops: Loops) -> f64 {
     read_all(topic, events, loops, || |_: Option<&BorrowedMessage<'_>>| {})
 }
 
+/// Reads the id of each event, without which nothing can be deduplicated.
+pub(super) fn read_ids(topic: &str, events: usize, loops: Loops) -> f64 {
+    read_all(topic, events, loops, || {
+        |record: Option<&BorrowedMessage<'_>>| {
+            std::hint::black_box(record.map(id));
+        }
+    })
+}
+
+fn id(record: &BorrowedMessage<'_>) -> Uuid {
+    let headers = record.headers().expect("it has headers");
+    let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+    let id = std::str::from_utf8(id.expect("it has an id")).expect("it is text");
+    Uuid::try_parse(id).expect("it is a UUID")
+}
+
 /// What is read is written in transactions of `batch` records, or of fewer when none follows.
-pub(super) fn write(
-    runtime: &tokio::runtime::Handle,
-    topic: &str,
-    events: usize,
-    loops: Loops,
-    batch: usize,
-) -> f64 {
+pub(super) fn write(runtime: &tokio::runtime::Handle, topic: &str, events: usize, loops: Loops, batch: usize) -> f64 {
     let database = runtime.block_on(super::ledger());
     read_all(topic, events, loops, || {
         let mut connection = runtime.block_on(database.connect());
         let (mut ids, mut payloads) = (Vec::<Uuid>::new(), Vec::<Vec<u8>>::new());
         move |record: Option<&BorrowedMessage<'_>>| {
             if let Some(record) = record {
-                let headers = record.headers().expect("it has headers");
-                let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
-                let id = std::str::from_utf8(id.expect("it has an id")).expect("it is text");
-                ids.push(Uuid::try_parse(id).expect("it is a UUID"));
+                ids.push(id(record));
                 payloads.push(record.payload().unwrap_or_default().to_vec());
             }
             if ids.len() >= batch || (record.is_none() && !ids.is_empty()) {

@@ -1,7 +1,7 @@
 //! What consuming costs: the SDK's modes beside bare librdkafka loops that read the same topic.
 //!
 //! Every contender reads one topic as a group of its own and is timed from its first record to its last, so that joining
-//! the group does not count. A bare loop only counts, or writes what the batch mode's handler writes, in transactions of the
+//! the group does not count. A bare loop only counts, or reads each event's id, or writes what the batch mode's handler writes, in transactions of the
 //! same size, without deduplication. There is one over all partitions, as a consumer is usually written, and one for each
 //! partition with a client and a thread of its own, which is the most that can be had. With `key-ordered` each event takes a
 //! millisecond; what the workers could do at most is told by how long the handler really took.
@@ -64,6 +64,7 @@ struct Options {
 struct Round {
     bare: f64,
     bare_most: f64,
+    bare_ids: f64,
     bare_write: f64,
     bare_write_most: f64,
     single: f64,
@@ -88,6 +89,7 @@ async fn main() {
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
     println!("| one librdkafka loop, only counting | {:.0} | | |", median(|r| r.bare));
     println!("| one for each partition | {:.0} | | |", median(|r| r.bare_most));
+    println!("| one librdkafka loop that reads ids | {:.0} | | |", median(|r| r.bare_ids));
     println!("| one librdkafka loop, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
     println!("| one for each partition | {:.0} | | |", median(|r| r.bare_write_most));
     println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
@@ -95,24 +97,27 @@ async fn main() {
     let batch = median(|r| r.batch);
     println!("| transactional, in batches | {batch:.0} | {one:.2} and {most:.2} of the same write | 0.6 |");
     let (one, most) = (median(|r| r.memory / r.bare), median(|r| r.memory / r.bare_most));
-    let memory = median(|r| r.memory);
-    println!("| claims in memory | {memory:.0} | {one:.2} and {most:.2} of only counting | 0.5 |");
+    let (memory, ids) = (median(|r| r.memory), median(|r| r.memory / r.bare_ids));
+    println!(
+        "| claims in memory | {memory:.0} | {one:.2} and {most:.2} of only counting, {ids:.2} of reading ids | 0.5 |"
+    );
     let (ratio, most) = (median(|r| r.ordered / r.ordered_most), median(|r| r.ordered_most));
     println!("| key-ordered, 1 ms each | {:.0} | {ratio:.2} of {most:.0} | 0.8 |", median(|r| r.ordered));
 }
 
 async fn round(options: &Options, topic: &str) -> Round {
     let slow = options.slow_events.min(options.events);
-    let read = async |loops| {
+    let read = async |read: fn(&str, usize, Loops) -> f64, loops| {
         let (topic, events) = (topic.to_owned(), options.events);
-        blocking(move || bare::read(&topic, events, loops)).await
+        blocking(move || read(&topic, events, loops)).await
     };
     let write = async |loops| {
         let (topic, events, batch) = (topic.to_owned(), options.events, options.batch);
         let runtime = tokio::runtime::Handle::current();
         blocking(move || bare::write(&runtime, &topic, events, loops, batch)).await
     };
-    let (bare, bare_most) = (read(Loops::One).await, read(Loops::PerPartition).await);
+    let (bare, bare_most) = (read(bare::read, Loops::One).await, read(bare::read, Loops::PerPartition).await);
+    let bare_ids = read(bare::read_ids, Loops::One).await;
     let (bare_write, bare_write_most) = (write(Loops::One).await, write(Loops::PerPartition).await);
 
     let database = ledger().await;
@@ -134,10 +139,10 @@ async fn round(options: &Options, topic: &str) -> Round {
     let mean = Duration::from_nanos(took.load(Relaxed)).as_secs_f64() / slow as f64;
     let ordered_most = workers / mean.max(0.001);
     println!(
-        "bare {bare:.0} and {bare_most:.0}/s, bare write {bare_write:.0} and {bare_write_most:.0}/s, single {single:.0}/s, \
+        "bare {bare:.0} and {bare_most:.0}/s, ids {bare_ids:.0}/s, bare write {bare_write:.0} and {bare_write_most:.0}/s, single {single:.0}/s, \
          batch {batch:.0}/s, memory {memory:.0}/s, key-ordered {ordered:.0}/s of {ordered_most:.0}/s"
     );
-    Round { bare, bare_most, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
+    Round { bare, bare_most, bare_ids, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
 }
 
 async fn blocking(work: impl FnOnce() -> f64 + Send + 'static) -> f64 {
