@@ -26,7 +26,7 @@ pub use client::{
 pub use consumer::{
     BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
     HandlerFn, Irregularity, IrregularityKind, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats,
-    StatsReader, json, service,
+    StatsReader, json, protobuf, service,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

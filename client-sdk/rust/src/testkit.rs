@@ -28,6 +28,8 @@ use crate::{
 
 /// How often a delivery is tried before the kit gives the handler up.
 const ATTEMPTS_MAX: u32 = 100;
+/// Events of a batch.
+const BATCH_MAX: usize = 16;
 /// After how many wake-ups at most an attempt crashes, if it is to.
 const POLLS_MAX: u32 = 8;
 
@@ -98,9 +100,9 @@ impl<I: Inbox, H: Handler<I::Database>> TestKit<Transactional<I, H>> {
 }
 
 impl<I: Inbox, H: BatchHandler<I::Database>> TestKit<Batched<I, H>> {
-    /// A consumer as `.inbox(…).batch_handler(…)` makes it, with batches of one event.
+    /// A consumer as `.inbox(…).batch_handler(…)` makes it, with batches of up to 16 events.
     pub fn batched(consumer: impl Into<String>, inbox: I, handler: H) -> Self {
-        Self::new(consumer.into(), Batched { inbox, handler, events_max: 1 })
+        Self::new(consumer.into(), Batched { inbox, handler, events_max: BATCH_MAX })
     }
 }
 
@@ -136,37 +138,66 @@ impl<M: Mode> TestKit<M> {
     }
 
     /// Delivers each event once to three times, in an order that keeps only that of each key, and breaks up to half
-    /// of the attempts off somewhere in between. Each delivery is tried until it succeeds.
+    /// of the attempts off somewhere in between. Each delivery is tried until it succeeds. Where the handler takes batches,
+    /// some that follow each other are delivered together, repeats among them; when that fails, each by itself.
     ///
     /// # Errors
     /// [`Failed`] when an event fails 100 times in a row.
     pub async fn torment(&self, events: &[Event]) -> Result<Report, Failed> {
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut report = Report::default();
+        let order = order(events, &mut random);
         let mut delivered = vec![false; events.len()];
-        for at in order(events, &mut random) {
-            report.repeats += u64::from(std::mem::replace(&mut delivered[at], true));
-            let mut failures = 0;
-            loop {
-                let polls = random.random::<bool>().then(|| random.random_range(1..=POLLS_MAX));
-                let (mut session, event) = (M::Session::default(), [&events[at]]);
-                let attempt = self.mode.attempt(&self.scope, &event, &mut session);
-                match (Crash { attempt: Box::pin(attempt), polls }).await {
-                    Some(Ok(_)) => break,
-                    None => report.crashes += 1,
-                    Some(Err(error)) => {
-                        report.failures += 1;
-                        failures += 1;
-                        if failures == ATTEMPTS_MAX {
-                            return Err(Failed { event_id: events[at].id(), reason: error.chain() });
-                        }
-                        let wait = error.verdict().wait().unwrap_or(Duration::from_millis(1));
-                        tokio::time::sleep(wait).await;
-                    }
-                }
+        for at in &order {
+            report.repeats += u64::from(std::mem::replace(&mut delivered[*at], true));
+        }
+        let deliveries: Vec<&Event> = order.iter().map(|at| &events[*at]).collect();
+        let mut rest = deliveries.as_slice();
+        while !rest.is_empty() {
+            let together = match self.mode.batch_max().min(rest.len()) {
+                1 => 1,
+                most => random.random_range(1..=most),
+            };
+            let (batch, behind) = rest.split_at(together);
+            rest = behind;
+            if batch.len() > 1 && self.until_settled(batch, 1, &mut random, &mut report).await.is_ok() {
+                continue;
+            }
+            for event in batch {
+                self.until_settled(&[*event], ATTEMPTS_MAX, &mut random, &mut report).await?;
             }
         }
         Ok(report)
+    }
+
+    /// Delivers events together until that succeeds, or has failed so often. A crash is no failure.
+    async fn until_settled(
+        &self,
+        events: &[&Event],
+        failures_max: u32,
+        random: &mut StdRng,
+        report: &mut Report,
+    ) -> Result<(), Failed> {
+        let mut failures = 0;
+        loop {
+            let polls = random.random::<bool>().then(|| random.random_range(1..=POLLS_MAX));
+            let mut session = M::Session::default();
+            let attempt = self.mode.attempt(&self.scope, events, &mut session);
+            match (Crash { attempt: Box::pin(attempt), polls }).await {
+                Some(Ok(_)) => return Ok(()),
+                None => report.crashes += 1,
+                Some(Err(error)) => {
+                    report.failures += 1;
+                    failures += 1;
+                    if failures == failures_max {
+                        let event_id = events.first().map_or_else(Uuid::nil, |event| event.id());
+                        return Err(Failed { event_id, reason: error.chain() });
+                    }
+                    let wait = error.verdict().wait().unwrap_or(Duration::from_millis(1));
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
     }
 }
 

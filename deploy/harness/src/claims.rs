@@ -79,6 +79,37 @@ pub async fn keep_the_contract(claims: impl Claims) {
     assert_eq!(holders, 1, "{all:?}");
 }
 
+/// Holds a store that forgets by age against it: what is completed and what was given up goes, what is worked on stays.
+///
+/// # Panics
+/// Where it does not.
+pub async fn forget_what_is_old(claims: impl Claims) {
+    let [sent, given_up, working, others] = [(); 4].map(|()| EventKey::new("/shop", Uuid::now_v7()));
+    let claim = yours(&claims, sent, LEASE).await;
+    claims.complete(&claim, b"sent").await.expect("the store answers");
+    let claim = yours(&claims, given_up, LEASE).await;
+    claims.release(&claim).await.expect("the store answers");
+    yours(&claims, working, LEASE).await;
+    let other = claims.claim("auditor", &others, LEASE).await.expect("the store answers");
+    let Claimed::Yours(other) = other else { panic!("expected the lease, got {other:?}") };
+    claims.release(&other).await.expect("the store answers");
+    let expire = |age| claims.expire("mailer", age, 100);
+    assert_eq!(expire(LEASE).await.expect("the store answers"), 0, "nothing is that old");
+
+    let mut forgotten = 0;
+    eventually("two to be forgotten", SOON, async || {
+        forgotten += expire(Duration::ZERO).await.expect("the store answers");
+        (forgotten == 2).then_some(())
+    })
+    .await;
+    assert_eq!(yours(&claims, sent, LEASE).await.attempt(), 1);
+    assert_eq!(yours(&claims, given_up, LEASE).await.attempt(), 1);
+    let working = claims.claim("mailer", &working, LEASE).await.expect("the store answers");
+    assert!(matches!(working, Claimed::Held { .. }), "{working:?}");
+    let others = claims.claim("auditor", &others, LEASE).await.expect("the store answers");
+    assert!(matches!(others, Claimed::Yours(claim) if claim.attempt() == 2), "another consumer's");
+}
+
 async fn yours(claims: &impl Claims, key: EventKey<'_>, lease: Duration) -> Claim {
     match claims.claim("mailer", &key, lease).await.expect("the store answers") {
         Claimed::Yours(claim) => claim,

@@ -1,7 +1,9 @@
 //! Claims in memory: for tests, and where a repeat after a restart does no harm.
 //!
 //! Invariant: at most `capacity` claims are held. The oldest completed one makes room for a new one, so what was
-//! completed long ago may be claimed again; what is being worked on is never dropped.
+//! completed long ago may be claimed again; if there is none, those whose leases have run out do. What is being worked on is
+//! never dropped. Large stores are divided by event,
+//! so that workers seldom wait for each other; room is then made, and found missing, in the event's part.
 //!
 //! It deliberately is no inbox: without transactions it cannot promise effects once, and the types do not let it.
 
@@ -16,15 +18,21 @@ use uuid::Uuid;
 use super::{Claim, Claimed, Claims, Hold, rows::Found};
 use crate::inbox::{Content, EventKey, InboxError};
 
+/// How many parts there are at most.
+const PARTS_MAX: usize = 16;
+/// A part has room for so many claims at least, unless it is the only one. Ids are spread evenly, so no part fills up much
+/// earlier than another.
+const PART_MIN: usize = 4_096;
+
 /// Claims in this process's memory. Clones share them.
 #[derive(Clone, Debug)]
 pub struct MemoryClaims {
-    capacity: usize,
-    state: Arc<Mutex<State>>,
+    parts: Arc<[Mutex<Part>]>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Part {
+    capacity: usize,
     /// Numbers by consumer and source.
     scopes: HashMap<String, HashMap<String, i32>>,
     last_scope: i32,
@@ -47,17 +55,24 @@ struct Entry {
 impl MemoryClaims {
     /// Room for so many claims.
     pub fn new(capacity: usize) -> Self {
-        let state = State { last_token: Uuid::now_v7(), ..State::default() };
-        Self { capacity, state: Arc::new(Mutex::new(state)) }
+        let parts = (capacity / PART_MIN).clamp(1, PARTS_MAX);
+        let part = |number: usize| {
+            let capacity = capacity / parts + usize::from(number < capacity % parts);
+            Mutex::new(Part { capacity, last_token: Uuid::now_v7(), ..Part::default() })
+        };
+        Self { parts: (0..parts).map(part).collect() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The part of this event.
+    fn part(&self, event_id: Uuid) -> MutexGuard<'_, Part> {
+        // The last bytes are those that differ, whichever kind of id it is.
+        let number = event_id.as_u64_pair().1 as usize % self.parts.len();
+        self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something with the claim of this holder.
     fn held(&self, claim: &Claim, change: impl FnOnce(&mut Entry)) -> Hold {
-        match self.state().claims.get_mut(&(claim.number(), claim.event_id)) {
+        match self.part(claim.event_id).claims.get_mut(&(claim.number(), claim.event_id)) {
             Some(entry) if entry.token == claim.token && entry.result.is_none() => {
                 change(entry);
                 Hold::Kept
@@ -67,7 +82,7 @@ impl MemoryClaims {
     }
 }
 
-impl State {
+impl Part {
     fn scope(&mut self, consumer: &str, source: &str) -> i32 {
         if let Some(scope) = self.scopes.get(consumer).and_then(|sources| sources.get(source)) {
             return *scope;
@@ -75,6 +90,19 @@ impl State {
         self.last_scope += 1;
         self.scopes.entry(consumer.to_owned()).or_default().insert(source.to_owned(), self.last_scope);
         self.last_scope
+    }
+
+    /// Room for another claim; false when all are being worked on.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.claims.len() < self.capacity {
+            return true;
+        }
+        if let Some(oldest) = self.completed.pop_front() {
+            return self.claims.remove(&oldest).is_some();
+        }
+        // Events that were given up, and those of holders that are gone.
+        self.claims.retain(|_, entry| entry.until > now);
+        self.claims.len() < self.capacity
     }
 
     fn token(&mut self) -> Uuid {
@@ -85,11 +113,11 @@ impl State {
 
 impl Claims for MemoryClaims {
     async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        let mut part = self.part(key.id());
         let now = Instant::now();
-        let mut state = self.state();
-        let (scope, token) = (state.scope(consumer, key.source()), state.token());
+        let (scope, token) = (part.scope(consumer, key.source()), part.token());
         let name = (scope, key.id());
-        if let Some(entry) = state.claims.get_mut(&name) {
+        if let Some(entry) = part.claims.get_mut(&name) {
             let content = entry.content.map(Content::number);
             let found =
                 Found { content, result: entry.result.clone(), left: entry.until.saturating_duration_since(now) };
@@ -99,12 +127,11 @@ impl Claims for MemoryClaims {
             (entry.token, entry.until, entry.attempts) = (token, now + lease, entry.attempts.saturating_add(1));
             return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, entry.attempts)));
         }
-        if state.claims.len() >= self.capacity {
-            let Some(oldest) = state.completed.pop_front() else { return Err(InboxError::Full(self.capacity)) };
-            state.claims.remove(&oldest);
+        if !part.make_room(now) {
+            return Err(InboxError::Full(part.capacity));
         }
         let entry = Entry { content: key.content(), token, until: now + lease, attempts: 1, result: None };
-        state.claims.insert(name, entry);
+        part.claims.insert(name, entry);
         Ok(Claimed::Yours(Claim::new(scope, key.id(), token, 1)))
     }
 
@@ -114,13 +141,13 @@ impl Claims for MemoryClaims {
 
     async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
         let name = (claim.number(), claim.event_id);
-        let mut state = self.state();
-        let Some(entry) = state.claims.get_mut(&name).filter(|entry| entry.token == claim.token) else {
+        let mut part = self.part(claim.event_id);
+        let Some(entry) = part.claims.get_mut(&name).filter(|entry| entry.token == claim.token) else {
             return Ok(Hold::Lost);
         };
         if entry.result.is_none() {
             entry.result = Some(result.to_vec());
-            state.completed.push_back(name);
+            part.completed.push_back(name);
         }
         Ok(Hold::Kept)
     }
@@ -160,5 +187,32 @@ mod tests {
         claims.complete(&one, b"sent").await.expect("memory does not fail");
         yours(&claims, &third, lease).await;
         assert!(matches!(claims.claim("mailer", &second, lease).await, Ok(Claimed::Held { .. })));
+    }
+
+    /// Otherwise dead letters would fill the store for good.
+    #[tokio::test]
+    async fn what_was_given_up_makes_room() {
+        let (claims, lease) = (MemoryClaims::new(2), Duration::from_secs(60));
+        let given_up = yours(&claims, &key(), lease).await;
+        let working = key();
+        yours(&claims, &working, lease).await;
+        claims.release(&given_up).await.expect("memory does not fail");
+        yours(&claims, &key(), lease).await;
+        assert!(matches!(claims.claim("mailer", &working, lease).await, Ok(Claimed::Held { .. })));
+        assert!(matches!(claims.claim("mailer", &key(), lease).await, Err(InboxError::Full(2))));
+    }
+
+    #[tokio::test]
+    async fn the_parts_of_a_large_store_have_room_for_as_many_as_it_was_made_for() {
+        let (claims, lease) = (MemoryClaims::new(3 * PART_MIN + 2), Duration::from_secs(60));
+        let capacity = |part: &Mutex<Part>| part.lock().expect("nobody panics with it").capacity;
+        assert!(claims.parts.iter().map(capacity).eq([PART_MIN + 1, PART_MIN + 1, PART_MIN]));
+        for _ in 0..100 {
+            let key = key();
+            let claim = yours(&claims, &key, lease).await;
+            assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Held { .. })));
+            assert_eq!(claims.complete(&claim, b"sent").await.expect("memory does not fail"), Hold::Kept);
+            assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Done(sent)) if sent == b"sent"));
+        }
     }
 }

@@ -33,12 +33,13 @@ const COMPLETE: &str = "
     update outbox_inbox.claims set completed_at = coalesce(completed_at, clock_timestamp()), result = coalesce(result, $4)
     where scope = $1 and event_id = $2 and token = $3";
 const RELEASE: &str = "
-    update outbox_inbox.claims set leased_until = 'epoch'
+    update outbox_inbox.claims set leased_until = clock_timestamp()
     where scope = $1 and event_id = $2 and token = $3 and completed_at is null";
 const EXPIRE: &str = "
     delete from outbox_inbox.claims where ctid = any (array(
         select c.ctid from outbox_inbox.claims c join outbox_inbox.scopes s on s.id = c.scope
-        where c.completed_at < now() - $2 * interval '1 ms' and s.consumer = $1
+        where (c.completed_at < now() - $2 * interval '1 ms'
+               or c.completed_at is null and c.leased_until < now() - $2 * interval '1 ms') and s.consumer = $1
         limit $3))";
 
 /// Claims in a Postgres database.

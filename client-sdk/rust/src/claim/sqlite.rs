@@ -32,12 +32,14 @@ const COMPLETE: &str = "
     set completed_at = coalesce(completed_at, cast(unixepoch('subsec') * 1000 as integer)), result = coalesce(result, ?4)
     where scope = ?1 and event_id = ?2 and token = ?3";
 const RELEASE: &str = "
-    update outbox_inbox_claims set leased_until = 0
+    update outbox_inbox_claims set leased_until = cast(unixepoch('subsec') * 1000 as integer)
     where scope = ?1 and event_id = ?2 and token = ?3 and completed_at is null";
 const EXPIRE: &str = "
     delete from outbox_inbox_claims where (scope, event_id) in (
         select c.scope, c.event_id from outbox_inbox_claims c join outbox_inbox_scopes s on s.id = c.scope
-        where c.completed_at < cast(unixepoch('subsec') * 1000 as integer) - ?2 and s.consumer = ?1
+        where (c.completed_at < cast(unixepoch('subsec') * 1000 as integer) - ?2
+               or c.completed_at is null and c.leased_until < cast(unixepoch('subsec') * 1000 as integer) - ?2)
+              and s.consumer = ?1
         limit ?3)";
 
 /// Claims in a SQLite database.

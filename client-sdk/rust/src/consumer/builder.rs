@@ -167,7 +167,8 @@ impl<M> ConsumerBuilder<M> {
     }
 
     /// How long to wait before a failed event is tried again: a random time up to `base` (100 ms unless set), doubled
-    /// with every failure up to `ceiling` (30 s unless set). Its partition waits.
+    /// with every failure up to `ceiling` (30 s unless set). The events behind it with the same key wait, and with a
+    /// concurrency of 1 all of its partition.
     pub fn retry_backoff(mut self, base: Duration, ceiling: Duration) -> Self {
         self.settings.backoff = Backoff { base, ceiling };
         self
@@ -175,7 +176,7 @@ impl<M> ConsumerBuilder<M> {
 
     /// How often an event is tried before it goes to the dead-letter topic, or, where there is none, before the consumer
     /// stops with [`ConsumerError::Exhausted`]. Unless set there is no limit without a dead-letter topic: a failing
-    /// event holds its key up, loudly. A database that is away does not count.
+    /// event holds its key up, loudly. A database that is away does not count, and neither do attempts of another process.
     ///
     /// [`ConsumerError::Exhausted`]: super::ConsumerError::Exhausted
     pub fn max_attempts(mut self, attempts: u32) -> Self {

@@ -18,7 +18,7 @@ use super::PayloadError;
 /// ```
 #[non_exhaustive]
 pub enum HandlerError {
-    /// Try again: after this time, or else after the consumer's backoff. What comes behind it with the same key waits.
+    /// Try again: after the consumer's backoff, and this time besides. What comes behind it with the same key waits.
     Retry {
         /// The time to wait, if the handler knows it.
         after: Option<Duration>,
@@ -43,7 +43,7 @@ impl HandlerError {
         Self::Retry { after: None, source: message.into().into() }
     }
 
-    /// A failure that may pass by then.
+    /// A failure that may pass by then: tried again no sooner.
     pub fn retry_after(after: Duration, message: impl Into<String>) -> Self {
         Self::Retry { after: Some(after), source: message.into().into() }
     }

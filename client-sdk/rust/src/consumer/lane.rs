@@ -20,11 +20,12 @@ use super::{
     ConsumerError,
     lanes::{Epoch, LaneEnd},
     mailbox::{Mailbox, Settled},
+    metrics::Labels,
     mode::Mode,
     queue::{Line, Queue},
     record::Record,
     sequence::Watch,
-    worker::{Outcome, Work},
+    worker::{Desk, Outcome, Work},
 };
 
 /// How many records a worker takes at once where each is handled by itself.
@@ -36,6 +37,7 @@ const REPORTED_MAX: usize = 16;
 struct Lane<M> {
     work: Arc<Work<M>>,
     epoch: Epoch,
+    labels: Labels,
     stop: CancellationToken,
     state: Mutex<State>,
     /// Wakes a worker that has nothing to do.
@@ -53,9 +55,11 @@ struct State {
 pub(super) async fn run<M: Mode>(work: Arc<Work<M>>, mut end: LaneEnd) {
     let mailbox = Arc::clone(&work.mailbox);
     let _end = End { epoch: end.epoch, mailbox: &mailbox };
+    let labels = work.metrics.labels(&end.topic);
     let lane = Arc::new(Lane {
         work,
         epoch: end.epoch,
+        labels,
         stop: end.stop.clone(),
         state: Mutex::default(),
         ready: Notify::new(),
@@ -120,17 +124,18 @@ impl<M: Mode> Lane<M> {
 
     /// Settles what is ready, for as long as there is something.
     async fn worker(self: Arc<Self>) -> Result<(), ConsumerError> {
-        let mut session = M::Session::default();
+        let (session, labels, stop) = (M::Session::default(), Arc::clone(&self.labels), self.stop.clone());
+        let mut desk = Desk { session, labels, stop };
         let report = Report { mailbox: &self.work.mailbox, settled: Mutex::default() };
         loop {
             let Some((line, records)) = self.take() else {
-                match self.rest(&mut session).await {
+                match self.rest(&mut desk.session).await {
                     true => continue,
                     false => return Ok(()),
                 }
             };
             let settled = |record: &Record| report.add(Settled::of(self.epoch, record));
-            let settling = self.work.settle_all(records, &mut session, &self.stop, settled);
+            let settling = self.work.settle_all(records, &mut desk, settled);
             match report.during(settling).await? {
                 Outcome::Settled => self.state().queue.done(line),
                 Outcome::Stopped => return Ok(()),

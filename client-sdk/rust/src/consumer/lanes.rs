@@ -34,6 +34,7 @@ pub(super) struct Bound {
 /// What a lane's task needs of its lane.
 pub(super) struct LaneEnd {
     pub(super) epoch: Epoch,
+    pub(super) topic: Arc<str>,
     /// What was read, in order.
     pub(super) records: mpsc::UnboundedReceiver<Vec<Record>>,
     pub(super) stop: CancellationToken,
@@ -89,11 +90,11 @@ impl Lanes {
             self.last_epoch += 1;
             let epoch = self.last_epoch;
             let (records, receiver) = mpsc::unbounded_channel();
-            let stop = CancellationToken::new();
-            let task = (self.start)(&self.runtime, LaneEnd { epoch, records: receiver, stop: stop.clone() });
+            let (topic, stop) = (Arc::<str>::from(topic.as_str()), CancellationToken::new());
+            let end = LaneEnd { epoch, topic: Arc::clone(&topic), records: receiver, stop: stop.clone() };
+            let task = (self.start)(&self.runtime, end);
             let partition = *partition;
-            self.epochs.entry(topic.clone()).or_default().insert(partition, epoch);
-            let topic = Arc::from(topic.as_str());
+            self.epochs.entry(topic.to_string()).or_default().insert(partition, epoch);
             let window = Window::default();
             let lane = Lane { topic, partition, records, stop, task, window, in_flight: 0, bytes: 0 };
             self.lanes.insert(epoch, lane);

@@ -7,8 +7,7 @@
 //! It deliberately counts nothing a second time: what [`Stats`](super::Stats) knows is observed there.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -33,12 +32,10 @@ pub(super) struct Metrics {
     duration: Histogram<f64>,
     age: Histogram<f64>,
     of_consumer: [KeyValue; 4],
-    /// By topic: few, and used for each event.
-    of_topics: RwLock<HashMap<String, Attributes>>,
 }
 
-/// All that is told of attempts that succeed.
-pub(super) type Attributes = Arc<[KeyValue]>;
+/// What is told of a topic's events, whatever becomes of them. Cheap to clone.
+pub(super) type Labels = Arc<[KeyValue]>;
 
 impl Metrics {
     /// Makes the instruments; those of what is counted live as long as the counters do.
@@ -67,40 +64,33 @@ impl Metrics {
                 .with_boundaries(AGES.to_vec())
                 .build(),
             of_consumer: [system, KeyValue::new("messaging.operation.name", "process"), name, group],
-            of_topics: RwLock::default(),
         }
     }
 
     /// An attempt has succeeded. `handled` is how many of the events the handler was given.
-    pub(super) fn succeeded(&self, attributes: &Attributes, events: &[&Event], handled: u64, took: Duration) {
-        self.duration.record(took.as_secs_f64(), attributes);
+    pub(super) fn succeeded(&self, labels: &Labels, events: &[&Event], handled: u64, took: Duration) {
+        self.duration.record(took.as_secs_f64(), labels);
         if handled == 0 {
             return;
         }
-        self.consumed.add(handled, attributes);
+        self.consumed.add(handled, labels);
         let now = Utc::now();
         for time in events.iter().filter_map(|event| event.happened_at()) {
-            self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), attributes);
+            self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), labels);
         }
     }
 
     /// An attempt has failed; `error` is the class of its failure.
-    pub(super) fn failed(&self, attributes: &Attributes, events: &[&Event], took: Duration, error: &'static str) {
+    pub(super) fn failed(&self, labels: &Labels, events: &[&Event], took: Duration, error: &'static str) {
         let error = KeyValue::new("error.type", error);
-        let attributes: Vec<KeyValue> = attributes.iter().cloned().chain([error]).collect();
-        self.duration.record(took.as_secs_f64(), &attributes);
-        self.consumed.add(events.len() as u64, &attributes);
+        let labels: Vec<KeyValue> = labels.iter().cloned().chain([error]).collect();
+        self.duration.record(took.as_secs_f64(), &labels);
+        self.consumed.add(events.len() as u64, &labels);
     }
 
-    /// What is told of a topic's events.
-    pub(super) fn of_topic(&self, topic: &str) -> Attributes {
-        if let Some(known) = self.of_topics.read().unwrap_or_else(PoisonError::into_inner).get(topic) {
-            return Arc::clone(known);
-        }
+    pub(super) fn labels(&self, topic: &str) -> Labels {
         let destination = KeyValue::new("messaging.destination.name", shared(topic));
-        let attributes: Attributes = self.of_consumer.iter().cloned().chain([destination]).collect();
-        let mut topics = self.of_topics.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(topics.entry(topic.to_owned()).or_insert(attributes))
+        self.of_consumer.iter().cloned().chain([destination]).collect()
     }
 }
 

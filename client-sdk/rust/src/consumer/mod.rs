@@ -62,7 +62,7 @@ pub use self::{
     mode::{Batched, Leased, Mode, Transactional},
     redrive::{Redrive, RedriveError},
     retention::Beyond,
-    router::{Json, PayloadFn, Router, json},
+    router::{PayloadFn, Router, Typed, json, protobuf},
     sequence::{Irregularity, IrregularityKind},
     stats::{Stats, StatsReader},
 };
@@ -142,8 +142,12 @@ impl Consumer {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
         let ended = CancellationToken::new();
         let _expiring = ended.clone().drop_guard();
+        tokio::pin!(shutdown);
         if let Some((window, expire)) = self.expire {
-            retention::check(&self.kafka, &self.topics, window).await?;
+            tokio::select! {
+                checked = retention::check(&self.kafka, &self.topics, window) => checked?,
+                () = &mut shutdown => return Ok(()),
+            }
             tokio::spawn(retention::keep_short(expire, window.length, ended));
         }
         let mailbox = self.mailbox;
@@ -166,7 +170,7 @@ impl Consumer {
         tokio::pin!(ended);
         tokio::select! {
             outcome = &mut ended => return outcome.unwrap_or_else(died),
-            () = shutdown => mailbox.stop(Stop::Drain),
+            () = &mut shutdown => mailbox.stop(Stop::Drain),
         }
         if let Ok(outcome) = tokio::time::timeout(self.drain_budget + LAST_COMMIT, &mut ended).await {
             return outcome.unwrap_or_else(died);

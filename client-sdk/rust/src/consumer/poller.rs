@@ -20,6 +20,7 @@ use rdkafka::{
 
 use super::{
     ConsumerError,
+    lanes::Epoch,
     mailbox::{Mailbox, Stop},
     rebalance::Context,
     record::{Copies, Record},
@@ -42,9 +43,9 @@ impl Poller {
     pub(super) fn run(mut self) -> Result<(), ConsumerError> {
         let mut commit_at = Instant::now() + self.commit_interval;
         let mut outcome = Ok(());
-        let mut idle = true;
+        let (mut idle, mut ended) = (true, Vec::new());
         while self.mailbox.stopping().is_none() {
-            let ended = self.context().take_news(&self.consumer, if idle { IDLE } else { Duration::ZERO });
+            ended = self.context().take_news(&self.consumer, if idle { IDLE } else { Duration::ZERO });
             if ended.iter().any(|epoch| self.context().lanes().has(*epoch)) && self.mailbox.stopping().is_none() {
                 self.mailbox.fail(ConsumerError::Thread("a lane's task ended without being told to".to_owned()));
             }
@@ -60,7 +61,7 @@ impl Poller {
                 }
             }
         }
-        self.finish();
+        self.finish(&ended);
         outcome.and(self.mailbox.take_failure().map_or(Ok(()), Err))
     }
 
@@ -90,12 +91,14 @@ impl Poller {
         self.context().lanes().push(records);
     }
 
-    /// Drains and commits, unless told to abort. Dropping the consumer then leaves the group.
-    fn finish(&mut self) {
+    /// Drains and commits, unless told to abort; of `ended` it was told together with the stop. Dropping the consumer then
+    /// leaves the group.
+    fn finish(&mut self, ended: &[Epoch]) {
         let until = Instant::now() + self.drain_budget;
         let all = self.context().lanes().all();
         self.context().lanes().stop(&all);
         let mut left = all;
+        left.retain(|epoch| !ended.contains(epoch));
         while !left.is_empty() && self.may_wait(until) {
             let ended = self.context().take_news(&self.consumer, IDLE);
             left.retain(|epoch| !ended.contains(epoch) && self.context().lanes().has(*epoch));

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what is here is what the record held, byte for byte. Small records that are read together share one piece of
 //! memory, for a consumer that is quick would spend most of its time on getting memory in one thread and giving it back in
-//! another; what others find in there is kept as a [`Span`]. A piece lives as long as any of its records.
+//! another; what others find in there is kept as a [`Span`]. A piece lives as long as any of its records, so it is small:
+//! what is kept of one small record keeps no more than [`PIECE_BYTES`], and a large one has a piece of its own.
 //!
 //! It deliberately does not interpret anything: `event` does.
 
@@ -10,7 +11,7 @@ use std::{ops::Range, sync::Arc};
 
 use rdkafka::{Message, message::Headers};
 
-/// How much of a piece of memory is taken before the next record gets another: what may be kept for the sake of one record.
+/// How much records may take that share a piece of memory.
 const PIECE_BYTES: usize = 16 << 10;
 /// What the value of a header usually takes.
 const HEADER_BYTES: usize = 32;
@@ -63,9 +64,17 @@ struct Piece {
     topic: Arc<str>,
     /// Keys, payloads, and values of headers.
     bytes: Vec<u8>,
-    /// Names of headers; few of them, since most records have the same.
+    /// Names of headers. Records that follow each other mostly have the same ones, and share them.
     names: String,
     headers: Vec<Header>,
+}
+
+/// How much of a piece is taken.
+#[derive(Clone, Copy)]
+struct Extent {
+    bytes: usize,
+    names: usize,
+    headers: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +85,7 @@ struct Header {
     value: Option<Span>,
 }
 
-/// Where a record lies in its piece of memory.
+/// Where a record was read from, and lies in its piece of memory.
 #[derive(Debug)]
 struct Layout {
     partition: i32,
@@ -86,7 +95,22 @@ struct Layout {
     key: Option<Span>,
     payload: Option<Span>,
     /// Its headers among those of the piece.
-    headers: Span,
+    headers: Range<usize>,
+}
+
+/// What a record holds besides its headers.
+struct Body<'a> {
+    partition: i32,
+    offset: i64,
+    timestamp: Option<i64>,
+    key: Option<&'a [u8]>,
+    payload: Option<&'a [u8]>,
+}
+
+impl Body<'_> {
+    fn len(&self) -> usize {
+        self.key.map_or(0, <[u8]>::len) + self.payload.map_or(0, <[u8]>::len)
+    }
 }
 
 impl Piece {
@@ -94,40 +118,52 @@ impl Piece {
         Self { topic, bytes: Vec::new(), names: String::new(), headers: Vec::new() }
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        self.bytes.len() + self.names.len() + bytes <= PIECE_BYTES
+    fn len(&self) -> usize {
+        self.bytes.len() + self.names.len()
     }
 
-    /// Copies a record behind the others. `before` is the record before it.
+    fn extent(&self) -> Extent {
+        Extent { bytes: self.bytes.len(), names: self.names.len(), headers: self.headers.len() }
+    }
+
+    /// Takes out what was put in since.
+    fn truncate(&mut self, to: Extent) {
+        self.bytes.truncate(to.bytes);
+        self.names.truncate(to.names);
+        self.headers.truncate(to.headers);
+    }
+
+    /// Copies a record behind the others, of which `before` is the last. `count` is how many headers to expect.
     fn add<'a>(
         &mut self,
-        (partition, offset, timestamp): (i32, i64, Option<i64>),
-        key: Option<&[u8]>,
-        payload: Option<&[u8]>,
+        body: &Body<'_>,
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        count: usize,
         before: Option<&Layout>,
     ) -> Layout {
-        let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
-        self.make_room(length(key) + length(payload) + headers.size_hint().0 * HEADER_BYTES);
-        let (key, payload) = (key.map(|key| self.append(key)), payload.map(|payload| self.append(payload)));
+        self.make_room(body.len() + count * HEADER_BYTES);
+        self.headers.reserve(count);
+        let key = body.key.map(|key| self.append(key));
+        let payload = body.payload.map(|payload| self.append(payload));
         let first = self.headers.len();
-        let mut before = before.map_or(0..0, |before| before.headers.range());
+        let mut before = before.map_or(0..0, |before| before.headers.clone());
         for (name, value) in headers {
             let like = before.next().and_then(|at| self.headers.get(at)).map(|header| header.name);
             let name = like.filter(|like| self.name(*like) == name).unwrap_or_else(|| self.append_name(name));
             let value = value.map(|value| self.append(value));
             self.headers.push(Header { name, value });
         }
-        let headers = Span::behind(first, self.headers.len() - first);
-        Layout { partition, offset, timestamp, key, payload, headers }
+        let Body { partition, offset, timestamp, .. } = *body;
+        Layout { partition, offset, timestamp, key, payload, headers: first..self.headers.len() }
     }
 
-    /// Room for so many bytes. Behind a large record twice as much would be taken as is needed.
+    /// Room for so many bytes. Behind a large record not twice as much is taken as is needed.
     fn make_room(&mut self, bytes: usize) {
-        if self.bytes.len() + bytes > PIECE_BYTES {
-            self.bytes.reserve_exact(bytes);
-        } else {
+        let length = self.bytes.len();
+        if length + bytes <= PIECE_BYTES {
             self.bytes.reserve(bytes);
+        } else if self.bytes.capacity() - length < bytes {
+            self.bytes.reserve_exact(bytes.max(length / 8));
         }
     }
 
@@ -166,16 +202,28 @@ impl Copies {
     /// Copies a record; says what it counts as against a lane's bound.
     pub(crate) fn add(&mut self, record: &impl Message) -> usize {
         let (key, payload) = (record.key(), record.payload());
-        let at = (record.partition(), record.offset(), record.timestamp().to_millis());
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        let headers = headers.map(|header| (header.key, header.value));
-        let size = size(key, payload);
-        if !self.layouts.is_empty() && !self.piece.has_room(size) {
+        let (partition, offset, timestamp) = (record.partition(), record.offset(), record.timestamp().to_millis());
+        let body = Body { partition, offset, timestamp, key, payload };
+        if !self.layouts.is_empty() && self.piece.len() + body.len() > PIECE_BYTES {
             self.seal();
         }
-        let layout = self.piece.add(at, key, payload, headers, self.layouts.last());
+        let before = self.piece.extent();
+        let mut layout = self.put(&body, record);
+        // Only now is it known how long its headers are.
+        if !self.layouts.is_empty() && self.piece.len() > PIECE_BYTES {
+            self.piece.truncate(before);
+            self.seal();
+            layout = self.put(&body, record);
+        }
         self.layouts.push(layout);
-        size
+        size(key, payload)
+    }
+
+    fn put(&mut self, body: &Body<'_>, record: &impl Message) -> Layout {
+        let headers = record.headers();
+        let count = headers.map_or(0, Headers::count);
+        let headers = headers.into_iter().flat_map(|headers| headers.iter());
+        self.piece.add(body, headers.map(|header| (header.key, header.value)), count, self.layouts.last())
     }
 
     fn seal(&mut self) {
@@ -186,7 +234,9 @@ impl Copies {
     }
 
     pub(crate) fn finish(mut self) -> Vec<Record> {
-        self.seal();
+        if !self.layouts.is_empty() {
+            self.seal();
+        }
         self.records
     }
 }
@@ -201,7 +251,8 @@ impl Record {
         headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) -> Self {
         let mut piece = Piece::new(place.topic);
-        let layout = piece.add((place.partition, place.offset, timestamp), key, payload, headers.into_iter(), None);
+        let body = Body { partition: place.partition, offset: place.offset, timestamp, key, payload };
+        let layout = piece.add(&body, headers.into_iter(), 0, None);
         Self { piece: Arc::new(piece), layout }
     }
 
@@ -236,7 +287,7 @@ impl Record {
 
     /// Name and value of each header, in order.
     pub(crate) fn headers(&self) -> impl ExactSizeIterator<Item = (&str, Option<&[u8]>)> {
-        let headers = self.piece.headers.get(self.layout.headers.range()).unwrap_or_default();
+        let headers = self.piece.headers.get(self.layout.headers.clone()).unwrap_or_default();
         headers.iter().map(|header| (self.name(header.name), header.value.map(|value| self.part(value))))
     }
 
@@ -326,14 +377,20 @@ mod tests {
     /// Whoever keeps a small record keeps no more than a piece.
     #[test]
     fn a_large_record_has_a_piece_of_its_own() {
+        let header = vec![7; PIECE_BYTES];
         let mut copies = Copies::new("t".into());
         for (offset, length) in [(0, 10), (1, PIECE_BYTES), (2, 10), (3, PIECE_BYTES / 2), (4, PIECE_BYTES / 2)] {
             copies.add(&message(offset, vec![0; length], &[("a", Some(b"b"))]));
         }
+        copies.add(&message(5, vec![1; 10], &[("large", Some(&header))]));
+        copies.add(&message(6, vec![2; 10], &[("a", Some(b"b"))]));
         let records = copies.finish();
-        assert!(records.iter().map(Record::offset).eq(0..5), "in order");
-        assert!(records.iter().all(|record| record.headers().eq([("a", Some(b"b".as_slice()))])));
+        assert!(records.iter().map(Record::offset).eq(0..7), "in order");
+        let small = |record: &&Record| record.offset() != 5;
+        assert!(records.iter().filter(small).all(|record| record.headers().eq([("a", Some(b"b".as_slice()))])));
+        assert!(records[5].headers().eq([("large", Some(header.as_slice()))]));
+        assert_eq!((records[5].payload(), records[6].payload()), (Some([1; 10].as_slice()), Some([2; 10].as_slice())));
         let shared: Vec<bool> = records.windows(2).map(|pair| Arc::ptr_eq(&pair[0].piece, &pair[1].piece)).collect();
-        assert_eq!(shared, [false, false, true, false]);
+        assert_eq!(shared, [false, false, true, false, false, false]);
     }
 }

@@ -25,6 +25,8 @@ use crate::inbox::InboxError;
 pub(crate) const MARGIN: Duration = Duration::from_secs(3_600);
 /// How many marks one statement deletes.
 pub(crate) const EXPIRED_MAX: i64 = 5_000;
+/// How soon Kafka is asked again for what it did not answer.
+const ASKED_EVERY: Duration = Duration::from_secs(5);
 const EXPIRE_EVERY_MIN: Duration = Duration::from_secs(1);
 const EXPIRE_EVERY_MAX: Duration = Duration::from_secs(600);
 
@@ -53,16 +55,29 @@ pub(crate) fn is_too_old(event: &Event, window: Option<Duration>) -> bool {
     Utc::now().signed_duration_since(time).to_std().is_ok_and(|age| age > window)
 }
 
-/// Compares the window with how long the topics keep their records.
+/// Compares the window with how long the topics keep their records. Waits for a broker that is away.
 pub(super) async fn check(kafka: &ClientConfig, topics: &[String], window: Window) -> Result<(), ConsumerError> {
     let named: Vec<ResourceSpecifier<'_>> =
         topics.iter().filter(|topic| !topic.starts_with('^')).map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    if named.len() < topics.len() {
+        tracing::warn!(
+            "the window is not compared with how long topics keep their records that are given as a pattern"
+        );
+    }
     if named.is_empty() {
         return Ok(());
     }
     let admin: AdminClient<DefaultClientContext> = kafka.create().map_err(ConsumerError::Kafka)?;
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(30)));
-    let described = admin.describe_configs(&named, &options).await.map_err(ConsumerError::Kafka)?;
+    let described = loop {
+        match admin.describe_configs(&named, &options).await {
+            Ok(described) => break described,
+            Err(error) => {
+                tracing::warn!(%error, "it is not known yet how long topics keep their records; Kafka is asked again");
+                tokio::time::sleep(ASKED_EVERY).await;
+            }
+        }
+    };
     for (topic, config) in topics.iter().filter(|topic| !topic.starts_with('^')).zip(described) {
         let kept = match config {
             Ok(config) => kept(config.get("retention.ms"), config.get("cleanup.policy")),

@@ -3,13 +3,13 @@
 //! Invariant: an event reaches exactly one handler. It deliberately does not skip an event of a type that nobody
 //! handles unless told to: a new type that is deployed before its handler must not be lost.
 
-use std::{collections::HashMap, fmt, marker::PhantomData};
+use std::{collections::HashMap, fmt};
 
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use sqlx::{Database, Postgres};
 
-use super::{Event, Handler, HandlerError};
+use super::{Event, Handler, HandlerError, PayloadError};
 use crate::inbox::Transaction;
 
 /// Hands each event to the handler of its type.
@@ -94,23 +94,41 @@ impl<DB: Database, H: Handler<DB>> Route<DB> for H {
 
 /// Makes a [`Handler`] of a function that takes the payload, read as JSON. A payload that does not have the shape of
 /// `T` goes to the dead-letter topic.
-pub fn json<T, F>(handler: F) -> Json<T, F> {
-    Json { handler, payload: PhantomData }
+pub fn json<T: DeserializeOwned, F>(handler: F) -> Typed<T, F> {
+    Typed { handler, read: Event::json }
 }
 
-/// The handler that [`json`] makes.
-pub struct Json<T, F> {
+/// Makes a [`Handler`] of a function that takes the payload, read as a Protobuf message. A payload that cannot be read as
+/// `T` goes to the dead-letter topic.
+///
+/// ```
+/// use outbox_sdk::{Event, HandlerError, Router, Transaction, protobuf};
+/// use prost_types::Timestamp;
+///
+/// async fn strike(_: &Event, at: Timestamp, tx: &mut Transaction) -> Result<(), HandlerError> {
+///     sqlx::query("insert into strikes (at) values (to_timestamp($1))").bind(at.seconds).execute(&mut **tx).await?;
+///     Ok(())
+/// }
+///
+/// let router: Router = Router::new().on("clock.struck", protobuf(strike));
+/// ```
+pub fn protobuf<T: prost::Message + Default, F>(handler: F) -> Typed<T, F> {
+    Typed { handler, read: Event::protobuf }
+}
+
+/// The handler that [`json`] and [`protobuf`] make.
+pub struct Typed<T, F> {
     handler: F,
-    payload: PhantomData<fn() -> T>,
+    read: fn(&Event) -> Result<T, PayloadError>,
 }
 
-impl<T, F> fmt::Debug for Json<T, F> {
+impl<T, F> fmt::Debug for Typed<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Json<{}>", std::any::type_name::<T>())
+        write!(f, "Typed<{}>", std::any::type_name::<T>())
     }
 }
 
-/// A function that can be given to [`json`]. Not meant to be implemented.
+/// A function that can be given to [`json`] or [`protobuf`]. Not meant to be implemented.
 pub trait PayloadFn<'a, T, DB: Database>: Fn(&'a Event, T, &'a mut Transaction<DB>) -> Self::Handled {
     /// The function's future.
     type Handled: Future<Output = Result<(), HandlerError>> + Send + 'a;
@@ -124,12 +142,12 @@ where
     type Handled = R;
 }
 
-impl<T, DB: Database, F> Handler<DB> for Json<T, F>
+impl<T, DB: Database, F> Handler<DB> for Typed<T, F>
 where
-    T: DeserializeOwned + Send + 'static,
+    T: Send + 'static,
     F: for<'a> PayloadFn<'a, T, DB> + Send + Sync + 'static,
 {
     async fn handle(&self, event: &Event, tx: &mut Transaction<DB>) -> Result<(), HandlerError> {
-        (self.handler)(event, event.json()?, tx).await
+        (self.handler)(event, (self.read)(event)?, tx).await
     }
 }

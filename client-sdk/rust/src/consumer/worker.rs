@@ -22,7 +22,7 @@ use super::{
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
     mailbox::Mailbox,
-    metrics::{Attributes, Metrics},
+    metrics::{Labels, Metrics},
     mode::{Done, Mode, Scope},
     record::Record,
     sequence::Watch,
@@ -43,6 +43,15 @@ pub(super) struct Work<M> {
     pub(super) metrics: Metrics,
     pub(super) watch: Option<Watch>,
     pub(super) mailbox: Arc<Mailbox>,
+}
+
+/// What a worker of a lane works with.
+pub(super) struct Desk<S> {
+    /// What it keeps from one attempt to the next.
+    pub(super) session: S,
+    pub(super) labels: Labels,
+    /// The lane is to stop.
+    pub(super) stop: CancellationToken,
 }
 
 /// Whether a record was settled, or the lane stopped before.
@@ -79,28 +88,25 @@ impl<M: Mode> Work<M> {
     pub(super) async fn settle_all(
         &self,
         records: Vec<Record>,
-        session: &mut M::Session,
-        stop: &CancellationToken,
+        desk: &mut Desk<M::Session>,
         mut settled: impl FnMut(&Record),
     ) -> Result<Outcome, ConsumerError> {
         let found: Vec<Found> = records
             .into_iter()
             .map(|record| Event::decode(record).map_or_else(|(record, e)| Found::Junk(*record, e), Found::Event))
             .collect();
-        let Some(first) = found.first() else { return Ok(Outcome::Settled) };
-        let attributes = self.metrics.of_topic(first.record().topic());
-        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, session, &attributes).await {
+        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, desk).await {
             found.iter().for_each(|found| settled(found.record()));
             return Ok(Outcome::Settled);
         }
         for (at, found) in found.into_iter().enumerate() {
             // Between two records, and never between a mark and its commit.
-            if at > 0 && stop.is_cancelled() {
+            if at > 0 && desk.stop.is_cancelled() {
                 return Ok(Outcome::Stopped);
             }
             let (record, outcome) = match &found {
-                Found::Event(event) => (event.record(), self.settle(event, session, &attributes, stop).await?),
-                Found::Junk(record, error) => (record, self.junk(record, error, stop).await?),
+                Found::Event(event) => (event.record(), self.settle(event, desk).await?),
+                Found::Junk(record, error) => (record, self.junk(record, error, &desk.stop).await?),
             };
             match outcome {
                 Outcome::Settled => settled(record),
@@ -111,7 +117,7 @@ impl<M: Mode> Work<M> {
     }
 
     /// Handles a batch in one go; false when each record is to be settled by itself.
-    async fn batch(&self, found: &[Found], session: &mut M::Session, attributes: &Attributes) -> bool {
+    async fn batch(&self, found: &[Found], desk: &mut Desk<M::Session>) -> bool {
         let mut events = Vec::with_capacity(found.len());
         for found in found {
             match found {
@@ -119,7 +125,7 @@ impl<M: Mode> Work<M> {
                 Found::Event(_) | Found::Junk(..) => return false,
             }
         }
-        match self.attempt(&events, session, attributes).await {
+        match self.attempt(&events, desk).await {
             Ok(()) => true,
             Err(error) => {
                 let (events, error) = (events.len(), error.chain());
@@ -130,13 +136,7 @@ impl<M: Mode> Work<M> {
     }
 
     /// Handles an event until it is settled.
-    async fn settle(
-        &self,
-        event: &Event,
-        session: &mut M::Session,
-        attributes: &Attributes,
-        stop: &CancellationToken,
-    ) -> Result<Outcome, ConsumerError> {
+    async fn settle(&self, event: &Event, desk: &mut Desk<M::Session>) -> Result<Outcome, ConsumerError> {
         let record = event.record();
         if !event.is_for(&self.scope.consumer) {
             add(&self.counters.passed, 1);
@@ -144,7 +144,7 @@ impl<M: Mode> Work<M> {
         }
         let (mut attempts, mut failures) = (0_u32, 0_u32);
         loop {
-            let Err(error) = self.attempt(&[event], session, attributes).await else { return Ok(Outcome::Settled) };
+            let Err(error) = self.attempt(&[event], desk).await else { return Ok(Outcome::Settled) };
             let verdict = error.verdict();
             failures = failures.saturating_add(1);
             attempts = attempts.saturating_add(u32::from(!matches!(verdict, Verdict::Wait(_))));
@@ -157,7 +157,7 @@ impl<M: Mode> Work<M> {
                 Verdict::DeadLetter => {
                     let without =
                         Box::new(move |place| ConsumerError::NoDeadLetters { place, event_id, source: error.into() });
-                    return self.give_up(record, Hopeless { reason, attempts, without }, stop).await;
+                    return self.give_up(record, Hopeless { reason, attempts, without }, &desk.stop).await;
                 }
                 Verdict::Retry(_) if self.attempts_max.is_some_and(|max| attempts >= max) => {
                     let without = Box::new(move |place| ConsumerError::Exhausted {
@@ -166,7 +166,7 @@ impl<M: Mode> Work<M> {
                         attempts,
                         source: error.into(),
                     });
-                    return self.give_up(record, Hopeless { reason, attempts, without }, stop).await;
+                    return self.give_up(record, Hopeless { reason, attempts, without }, &desk.stop).await;
                 }
                 Verdict::Retry(after) | Verdict::Wait(after) => after,
             };
@@ -174,8 +174,8 @@ impl<M: Mode> Work<M> {
             let delay = after.unwrap_or_default() + self.backoff.delay(failures);
             tracing::error!(%place, %event_id, failures, ?delay, error = reason, "an event is to be tried again");
             // Others may need its connection meanwhile.
-            *session = M::Session::default();
-            if !wait(delay, stop).await {
+            desk.session = M::Session::default();
+            if !wait(delay, &desk.stop).await {
                 return Ok(Outcome::Stopped);
             }
         }
@@ -224,25 +224,20 @@ impl<M: Mode> Work<M> {
     }
 
     /// Handles events once. A panic is an error.
-    async fn attempt(
-        &self,
-        events: &[&Event],
-        session: &mut M::Session,
-        attributes: &Attributes,
-    ) -> Result<(), AttemptError> {
+    async fn attempt(&self, events: &[&Event], desk: &mut Desk<M::Session>) -> Result<(), AttemptError> {
         let span = trace::process_span(events, &self.scope.consumer, &self.group);
         let began = Instant::now();
-        let attempt = self.mode.attempt(&self.scope, events, session);
+        let attempt = self.mode.attempt(&self.scope, events, &mut desk.session);
         // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but
         // the handler itself, whose state is the application's own.
         let caught = AssertUnwindSafe(attempt).catch_unwind().instrument(span.clone()).await;
         let outcome = caught.unwrap_or_else(|panic| {
-            *session = M::Session::default();
+            desk.session = M::Session::default();
             Err(AttemptError::Panic(panic_message(&*panic)))
         });
         match outcome {
             Ok(Done { handled, duplicates }) => {
-                self.metrics.succeeded(attributes, events, handled, began.elapsed());
+                self.metrics.succeeded(&desk.labels, events, handled, began.elapsed());
                 add(&self.counters.handled, handled);
                 if duplicates > 0 {
                     add(&self.counters.duplicates, duplicates);
@@ -255,7 +250,7 @@ impl<M: Mode> Work<M> {
                 if matches!(error, AttemptError::Conflict) {
                     add(&self.counters.conflicts, 1);
                 }
-                self.metrics.failed(attributes, events, began.elapsed(), error.kind());
+                self.metrics.failed(&desk.labels, events, began.elapsed(), error.kind());
                 span.record("error.type", error.kind());
                 span.record("otel.status_code", "error");
                 Err(error)

@@ -27,8 +27,8 @@ pub enum InboxError {
     /// The server that keeps the claims refused the call, or was not reached in time.
     #[error("the server that keeps the claims failed: {0}")]
     Server(#[source] Box<Failure>),
-    /// A store in memory is full of claims that are being worked on.
-    #[error("the store holds {0} claims that are being worked on, its limit")]
+    /// A store in memory, or the part of it that the event belongs to, is full of claims that are being worked on.
+    #[error("there is no room for the event: as many as {0} claims are being worked on")]
     Full(usize),
 }
 

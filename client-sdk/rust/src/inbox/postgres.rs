@@ -22,7 +22,11 @@ use uuid::Uuid;
 use super::{Content, EventKey, Inbox, InboxError, Mark, scopes::Scopes};
 
 /// The files of the schema; the version is the place in the list, counted from 1.
-const VERSIONS: [&str; 2] = [include_str!("../../inbox/postgres/1.sql"), include_str!("../../inbox/postgres/2.sql")];
+const VERSIONS: [&str; 3] = [
+    include_str!("../../inbox/postgres/1.sql"),
+    include_str!("../../inbox/postgres/2.sql"),
+    include_str!("../../inbox/postgres/3.sql"),
+];
 const VERSIONS_TABLE: &str = "create schema if not exists outbox_inbox;
     create table if not exists outbox_inbox.versions (
         version int4 primary key, applied_at timestamptz not null default now())";

@@ -14,7 +14,7 @@ use super::{Content, EventKey, Inbox, InboxError, Mark, scopes::Scopes};
 
 /// The files of the schema; the version is the place in the list, counted from 1, and stands in a table of its own:
 /// `user_version` is the application's.
-const VERSIONS: [&str; 1] = [include_str!("../../inbox/sqlite/1.sql")];
+const VERSIONS: [&str; 2] = [include_str!("../../inbox/sqlite/1.sql"), include_str!("../../inbox/sqlite/2.sql")];
 const VERSIONS_TABLE: &str =
     "create table if not exists outbox_inbox_versions (version integer primary key, applied_at integer not null)";
 const BEGIN: &str = "begin immediate";

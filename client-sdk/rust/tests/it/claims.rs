@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use outbox_harness::{claims::keep_the_contract, postgres::Database};
+use outbox_harness::{
+    claims::{forget_what_is_old, keep_the_contract},
+    postgres::Database,
+};
 use outbox_sdk::{
     Effect, Event, HandlerError,
     claim::{Claim, MemoryClaims, PostgresClaims},
@@ -27,6 +30,14 @@ async fn trap_6_claims_on_postgres_keep_the_contract() {
     let claims = PostgresClaims::new(database.pool().await);
     claims.ensure_schema().await.unwrap();
     keep_the_contract(claims).await;
+}
+
+#[tokio::test]
+async fn claims_on_postgres_are_forgotten_by_age() {
+    let database = Database::fresh().await;
+    let claims = PostgresClaims::new(database.pool().await);
+    claims.ensure_schema().await.unwrap();
+    forget_what_is_old(claims).await;
 }
 
 /// Counts its effects; waits for a permit before the first attempt's end.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_harness::claims::keep_the_contract;
+use outbox_harness::claims::{forget_what_is_old, keep_the_contract};
 use outbox_sdk::{
     Event, EventKey, Handler, HandlerError, Inbox as _, Processed, SqliteInbox, Transaction, claim::SqliteClaims,
 };
@@ -74,6 +74,14 @@ async fn trap_6_claims_on_sqlite_keep_the_contract() {
     let claims = SqliteClaims::new(pool);
     claims.ensure_schema().await.unwrap();
     keep_the_contract(claims).await;
+}
+
+#[tokio::test]
+async fn claims_on_sqlite_are_forgotten_by_age() {
+    let (_file, pool) = File::fresh().await;
+    let claims = SqliteClaims::new(pool);
+    claims.ensure_schema().await.unwrap();
+    forget_what_is_old(claims).await;
 }
 
 struct Effect;

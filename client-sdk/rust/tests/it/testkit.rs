@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outbox_sdk::{
-    Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    BatchHandler, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
     claim::{Claim, MemoryClaims},
     testkit::{Delivered, TestEvent, TestKit},
 };
@@ -34,6 +34,32 @@ async fn a_handler_that_works_in_its_transaction_passes_whatever_is_done_to_it()
         let of_key: Vec<_> = handled.iter().filter(|id| published.contains(id)).copied().collect();
         assert_eq!(of_key, published, "user-{key}");
     }
+}
+
+/// Does not take one of the events together with others.
+struct Solitary(uuid::Uuid);
+
+impl BatchHandler for Solitary {
+    async fn handle(&self, events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
+        for event in events {
+            rig::effect("mailer", event, tx).await?;
+        }
+        let is_alone = events.len() == 1 || events.iter().all(|event| event.id() != self.0);
+        if is_alone { Ok(()) } else { Err(HandlerError::new("not with others")) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_delivered_with_repeats_among_them_and_singly_when_they_fail() {
+    let rig = Rig::new(1).await;
+    let (events, inbox) = (events(), PostgresInbox::new(rig.pool.clone()));
+    let kit = TestKit::batched("mailer", inbox, Solitary(events[30].id())).seed(7);
+
+    let report = kit.torment(&events).await.unwrap();
+
+    assert!(report.repeats > 20 && report.crashes > 5 && report.failures > 0, "{report:?}");
+    assert_eq!(rig.effects("mailer").await, (60, 60));
+    assert_eq!(kit.deliver(&events[0]).await.unwrap(), Delivered::Duplicate);
 }
 
 /// Has its effects past the transaction.

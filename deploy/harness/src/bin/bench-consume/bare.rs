@@ -29,11 +29,12 @@ pub(super) enum Loops {
 }
 
 impl Loops {
-    fn partitions(self) -> Vec<Range<i32>> {
-        match self {
-            Self::One => vec![0..PARTITIONS],
-            Self::PerPartition => (0..PARTITIONS).map(|partition| partition..partition + 1).collect(),
-        }
+    fn partitions(self) -> impl Iterator<Item = Range<i32>> {
+        let each = match self {
+            Self::One => PARTITIONS as usize,
+            Self::PerPartition => 1,
+        };
+        (0..PARTITIONS).step_by(each).map(move |first| first..first + each as i32)
     }
 }
 

@@ -1,10 +1,11 @@
 //! What consuming costs: the SDK's modes beside bare librdkafka loops that read the same topic.
 //!
 //! Every contender reads one topic as a group of its own and is timed from its first record to its last, so that joining
-//! the group does not count. A bare loop only counts, or reads each event's id, or writes what the batch mode's handler writes, in transactions of the
-//! same size, without deduplication. There is one over all partitions, as a consumer is usually written, and one for each
-//! partition with a client and a thread of its own, which is the most that can be had. With `key-ordered` each event takes a
-//! millisecond; what the workers could do at most is told by how long the handler really took.
+//! the group does not count. A bare loop only counts, or reads each event's id, or writes what the batch mode's handler
+//! writes, in transactions of the same size, without deduplication. There is one over all partitions, as a consumer is
+//! usually written, and one for each partition with a client, a thread and a database connection of its own, which is the
+//! most that can be had. With `key-ordered` each event takes a millisecond; what the workers could do at most is told by how
+//! long the handler really took.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says why")]
 
@@ -88,10 +89,10 @@ async fn main() {
     let median = |of: fn(&Round) -> f64| figures::median(rounds.iter().map(of));
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
     println!("| one librdkafka loop, only counting | {:.0} | | |", median(|r| r.bare));
-    println!("| one for each partition | {:.0} | | |", median(|r| r.bare_most));
+    println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_most));
     println!("| one librdkafka loop that reads ids | {:.0} | | |", median(|r| r.bare_ids));
     println!("| one librdkafka loop, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
-    println!("| one for each partition | {:.0} | | |", median(|r| r.bare_write_most));
+    println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_write_most));
     println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
     let (one, most) = (median(|r| r.batch / r.bare_write), median(|r| r.batch / r.bare_write_most));
     let batch = median(|r| r.batch);
@@ -139,8 +140,9 @@ async fn round(options: &Options, topic: &str) -> Round {
     let mean = Duration::from_nanos(took.load(Relaxed)).as_secs_f64() / slow as f64;
     let ordered_most = workers / mean.max(0.001);
     println!(
-        "bare {bare:.0} and {bare_most:.0}/s, ids {bare_ids:.0}/s, bare write {bare_write:.0} and {bare_write_most:.0}/s, single {single:.0}/s, \
-         batch {batch:.0}/s, memory {memory:.0}/s, key-ordered {ordered:.0}/s of {ordered_most:.0}/s"
+        "bare {bare:.0} and {bare_most:.0}/s, ids {bare_ids:.0}/s, bare write {bare_write:.0} and \
+         {bare_write_most:.0}/s, single {single:.0}/s, batch {batch:.0}/s, memory {memory:.0}/s, key-ordered \
+         {ordered:.0}/s of {ordered_most:.0}/s"
     );
     Round { bare, bare_most, bare_ids, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
 }

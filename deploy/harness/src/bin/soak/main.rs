@@ -148,6 +148,7 @@ async fn main() {
     let in_time = torment(&options, &mut stage, &mut random).await;
     let faults = options.kills + options.stops + options.restarts + options.server_kills;
     println!("{in_time} of {faults} faults landed while events were left, in {:.1?}", began.elapsed());
+    assert!(in_time * 4 >= faults, "a soak whose faults come after the events shows nothing: give it more --events");
     let want = i64::try_from(options.events).expect("a sensible number");
     let done = async || (ledger::done(&stage.pool, options.mode).await? >= want).then_some(());
     eventually("every event to be done with", DONE_WITHIN, done).await;
