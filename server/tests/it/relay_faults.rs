@@ -76,11 +76,16 @@ async fn a_failed_producer_is_made_anew_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_behind_a_rejected_first_batch_does_not_pass_it() {
     let outbox = Outbox::fresh("unused", 1).await;
-    let topic = format!("first-{}", Uuid::now_v7().simple());
-    kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
-    let large = outbox.emit_to(&topic, Some("key"), &"x".repeat(3_000)).await;
-    for n in 0..20 {
-        outbox.emit_to(&topic, Some("key"), &format!("behind it, {n}")).await;
+    // Several, for what would pass has to be quicker than the answer to the first.
+    let (mut topics, mut large) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let topic = format!("first-{}", Uuid::now_v7().simple());
+        kafka::create_topic(&topic, 1, &[("max.message.bytes", "2000")]).await;
+        large.push(outbox.emit_to(&topic, Some("key"), &"x".repeat(3_000)).await);
+        for n in 0..20 {
+            outbox.emit_to(&topic, Some("key"), &format!("behind it, {n}")).await;
+        }
+        topics.push(topic);
     }
     // Each record in a batch of its own, several under way at once.
     let mut kafka = kafka_config();
@@ -89,12 +94,16 @@ async fn what_is_behind_a_rejected_first_batch_does_not_pass_it() {
     let relay = Relay::new(Outbox::relay_config(), &kafka, &outbox.database_config()).expect("it can be made");
     let relay = Running::start(relay);
 
-    let held = async || outbox.held().await.iter().any(|(id, _)| *id == large).then_some(());
-    eventually("the large event is held", PATIENCE, held).await;
+    let held = async || {
+        let held = outbox.held().await;
+        large.iter().all(|large| held.iter().any(|(id, _)| id == large)).then_some(())
+    };
+    eventually("the large events are held", PATIENCE, held).await;
     outbox.all_settled().await;
     relay.stop().await;
 
-    let records = tokio::task::spawn_blocking(move || kafka::read_topic(&topic)).await.expect("it can be read");
+    let read = move || topics.iter().flat_map(|topic| kafka::read_topic(topic)).collect::<Vec<_>>();
+    let records = tokio::task::spawn_blocking(read).await.expect("they can be read");
     let passed: Vec<_> = records.iter().map(|r| String::from_utf8_lossy(r.payload().unwrap_or_default())).collect();
     assert!(passed.is_empty(), "passed the one they follow: {passed:?}");
 }
