@@ -13,7 +13,10 @@ use std::{
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::{Claimed, Claims, Hold};
+use super::{
+    Claimed, Claims,
+    work::{self, Unfinished},
+};
 use crate::inbox::{EventKey, InboxError};
 
 /// A request that says what it is deduplicated by.
@@ -90,7 +93,8 @@ pub enum DedupError<E> {
 }
 
 impl<C: Claims> DedupLayer<C> {
-    /// Deduplicates within `consumer`. `lease` is how long an answer may take: longer than the service ever needs.
+    /// Deduplicates within `consumer`. `lease` is how long a repeat has to wait for a call whose process has died; while
+    /// the service works on its answer, the lease is extended.
     pub fn new(consumer: impl Into<Arc<str>>, claims: C, lease: Duration) -> Self {
         Self { consumer: consumer.into(), claims, lease }
     }
@@ -134,17 +138,12 @@ where
                 Claimed::Conflict => return Err(DedupError::Conflict),
                 Claimed::TooOld => return Err(DedupError::TooOld),
             };
-            match inner.call(request).await {
-                Ok(answer) => match claims.complete(&claim, answer.as_ref()).await? {
-                    Hold::Kept => Ok(answer),
-                    Hold::Lost => Err(DedupError::Late),
-                },
-                Err(error) => {
-                    // A lease that cannot be given back runs out by itself.
-                    let _ = claims.release(&claim).await;
-                    Err(DedupError::Service(error))
-                }
-            }
+            let answered = work::complete(&claims, &claim, lease, inner.call(request)).await;
+            answered.map_err(|unfinished| match unfinished {
+                Unfinished::Failed(error) => DedupError::Service(error),
+                Unfinished::Late => DedupError::Late,
+                Unfinished::Store(error) => DedupError::Store(error),
+            })
         })
     }
 }

@@ -14,6 +14,7 @@ mod rows;
 mod server;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+pub(crate) mod work;
 
 use std::time::Duration;
 

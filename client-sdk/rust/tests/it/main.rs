@@ -13,6 +13,7 @@ mod dead_letters;
 mod faults;
 mod inbox;
 mod keyed;
+mod layer;
 mod lean;
 mod lost;
 mod metrics;

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use super::{Done, Mode, Scope};
 use crate::{
-    claim::{Claim, Claimed, Claims, Hold},
+    claim::{
+        Claim, Claimed, Claims,
+        work::{self, Unfinished},
+    },
     consumer::{
         Effect, Event,
         failure::AttemptError,
@@ -62,37 +65,11 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
 
 impl<C: Claims, E: Effect> Leased<C, E> {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
-        let result = tokio::select! {
-            // An effect that is quick needs no timer.
-            biased;
-            result = self.effect.perform(event, claim) => result,
-            () = self.until_lost(claim) => return Err(AttemptError::Late),
-        };
-        let held = match result {
-            Ok(result) => self.claims.complete(claim, &result).await,
-            Err(error) => {
-                // A lease that cannot be given back runs out by itself.
-                let _ = self.claims.release(claim).await;
-                return Err(AttemptError::Handler(error));
-            }
-        };
-        match held.map_err(AttemptError::Inbox)? {
-            Hold::Kept => Ok(()),
-            Hold::Lost => Err(AttemptError::Late),
-        }
-    }
-
-    /// Extends the lease in time, for as long as the store lets it.
-    async fn until_lost(&self, claim: &Claim) {
-        loop {
-            tokio::time::sleep(self.lease / 3).await;
-            match self.claims.extend(claim, self.lease).await {
-                Ok(Hold::Kept) => {}
-                Ok(Hold::Lost) => return,
-                Err(error) => {
-                    tracing::warn!(event_id = %claim.event_id(), %error, "a lease cannot be extended; it is tried again");
-                }
-            }
-        }
+        let performed = work::complete(&self.claims, claim, self.lease, self.effect.perform(event, claim)).await;
+        performed.map(drop).map_err(|unfinished| match unfinished {
+            Unfinished::Failed(error) => AttemptError::Handler(error),
+            Unfinished::Late => AttemptError::Late,
+            Unfinished::Store(error) => AttemptError::Inbox(error),
+        })
     }
 }
