@@ -1,9 +1,9 @@
 //! Claims in memory: for tests, and where a repeat after a restart does no harm.
 //!
 //! Invariant: at most `capacity` claims are held. The oldest completed one makes room for a new one, so what was
-//! completed long ago may be claimed again; if there is none, those whose leases have run out do. What is being worked on is
-//! never dropped. Large stores are divided by event,
-//! so that workers seldom wait for each other; room is then made, and found missing, in the event's part.
+//! completed long ago may be claimed again; if there is none, those whose leases have run out do. What is being worked on
+//! is never dropped. Large stores are divided by event, so that workers seldom wait for each other; room is then made, and
+//! found missing, in the event's part.
 //!
 //! It deliberately is no inbox: without transactions it cannot promise effects once, and the types do not let it.
 
@@ -53,7 +53,8 @@ struct Entry {
 }
 
 impl MemoryClaims {
-    /// Room for so many claims.
+    /// Room for so many claims. When it is full, what was completed first is forgotten, or else what was given up; claiming
+    /// fails with [`InboxError::Full`] while all of them are being worked on.
     pub fn new(capacity: usize) -> Self {
         let parts = (capacity / PART_MIN).clamp(1, PARTS_MAX);
         let part = |number: usize| {

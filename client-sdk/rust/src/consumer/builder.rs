@@ -131,7 +131,8 @@ impl<M> ConsumerBuilder<M> {
     /// How long it is remembered that an event was handled, at least; for ever unless set. An event that is older, by
     /// its own time, and is not remembered as handled, goes to the dead-letter topic: nobody knows any more whether it
     /// was. Make it longer than the topic keeps records, than replays reach back, and than the consumer may stand still.
-    /// `beyond` says what to do at start when the topic keeps records for longer.
+    /// `beyond` says what to do at start when a topic keeps records for longer; until Kafka has told that, nothing is
+    /// consumed. Topics given as a pattern are not compared.
     pub fn window(mut self, length: Duration, beyond: Beyond) -> Self {
         self.settings.window = Some(Window { length, beyond });
         self

@@ -2,8 +2,8 @@
 //!
 //! Invariant: what is here is what the record held, byte for byte. Small records that are read together share one piece of
 //! memory, for a consumer that is quick would spend most of its time on getting memory in one thread and giving it back in
-//! another; what others find in there is kept as a [`Span`]. A piece lives as long as any of its records, so it is small:
-//! what is kept of one small record keeps no more than [`PIECE_BYTES`], and a large one has a piece of its own.
+//! another; what others find in there is kept as a [`Span`]. A piece lives as long as any of its records, so it is small,
+//! [`PIECE_BYTES`] or so, and a large record has one of its own.
 //!
 //! It deliberately does not interpret anything: `event` does.
 
@@ -28,7 +28,7 @@ impl Span {
         self.start as usize..self.end as usize
     }
 
-    /// Where the end of `within` is, once `part` has been put there. Kafka keeps a record below 2 GiB.
+    /// That of `part` bytes which follow the first `within`. Kafka keeps a record below 2 GiB.
     #[allow(clippy::cast_possible_truncation, reason = "see above")]
     fn behind(within: usize, part: usize) -> Self {
         Self { start: within as u32, end: (within + part) as u32 }

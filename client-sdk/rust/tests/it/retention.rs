@@ -8,7 +8,9 @@ use outbox_harness::{
     kafka::{create_topic, fresh_topic, header, read_topic},
 };
 use outbox_proto::record::Attributes;
-use outbox_sdk::{Beyond, ConsumerError, Inbox as _, PostgresInbox};
+use outbox_sdk::{Beyond, Consumer, ConsumerError, Event, Inbox as _, PostgresInbox, claim::MemoryClaims, service};
+use tokio::time::timeout;
+use tower::service_fn;
 
 use crate::rig::{Effect, Rig, Running, SOON, event, events};
 
@@ -42,6 +44,20 @@ async fn trap_10_an_event_that_is_older_than_the_window_is_not_handled_for_want_
     let [put] = put else { panic!("one record: {put:?}") };
     assert_eq!(header(put, "ce_id"), Some(old.id.to_string()));
     assert!(header(put, "outbox-origin-reason").unwrap().contains("older than the window"));
+}
+
+/// A port on which nothing listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_at_the_start_is_waited_for_until_shutdown() {
+    let consumer = Consumer::builder("mailer").kafka("127.0.0.1:1").topics(["users"]).window(2 * DAY, Beyond::Refuse);
+    let consumer = consumer
+        .claims(MemoryClaims::new(10), SOON)
+        .effect(service(service_fn(async |_: Event| Ok::<_, std::io::Error>(Vec::new()))));
+    let (shut_down, shutdown) = tokio::sync::oneshot::channel::<()>();
+    let mut running = tokio::spawn(consumer.build().unwrap().run(async move { drop(shutdown.await) }));
+    timeout(SOON / 30, &mut running).await.expect_err("it waits");
+    shut_down.send(()).unwrap();
+    timeout(SOON / 4, running).await.expect("it ends at once").unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
