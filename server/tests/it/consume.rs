@@ -222,10 +222,7 @@ async fn a_transaction_marks_its_event_when_it_begins() {
             };
             let end = async {
                 // The second one waits in the database for the first one's mark.
-                let waiting = "select count(*) from pg_stat_activity
-                               where datname = current_database() and wait_event_type = 'Lock'";
-                let waits = async || (server.number(waiting).await == 1).then_some(());
-                outbox_harness::eventually("the second waits", std::time::Duration::from_secs(20), waits).await;
+                server.until_waiting(1).await;
                 if commits {
                     Some(first.commit(Run::default()).await.expect("it commits"))
                 } else {

@@ -83,11 +83,20 @@ async fn a_retry_is_answered_although_its_table_is_gone() {
 async fn a_retry_that_would_be_refused_waits_for_the_attempt_under_way() {
     let server = Server::start().await;
     let other = server.beside_with_catalog(&CATALOG.replace("-- name: slow_add\n", "-- name: gone\n")).await;
-    let request = commit(vec![slow_add("a1", 0.5)], vec![]);
-    let (mut client, sent) = (server.outbox(), request.clone());
-    let first = tokio::spawn(async move { client.commit(sent).await });
-    server.until_sleeping(true).await;
-    let again = other.outbox().commit(request).await.expect("it waits, and is answered").into_inner();
+    // Whoever locks the row says how long the attempt lasts.
+    let mut lock = server.pool.begin().await.expect("a transaction");
+    sqlx::query("select from accounts where id = 'a1' for update").execute(&mut *lock).await.expect("it is locked");
+    let request = commit(vec![slow_add("a1", 0.0)], vec![]);
+    let send = |server: &Server| {
+        let (mut client, request) = (server.outbox(), request.clone());
+        tokio::spawn(async move { client.commit(request).await })
+    };
+    let first = send(&server);
+    server.until_waiting(1).await;
+    let again = send(&other);
+    server.until_waiting(2).await;
+    lock.rollback().await.expect("it is unlocked");
+    let again = again.await.expect("no panic").expect("it waits, and is answered").into_inner();
     assert_eq!(again.disposition(), Disposition::Replayed);
     first.await.expect("no panic").expect("it is applied");
 }
@@ -121,21 +130,21 @@ async fn a_storm_of_one_request_holds_one_connection() {
 #[tokio::test]
 async fn a_follower_with_another_body_is_refused_and_one_with_more_time_goes_on() {
     let server = Server::start().await;
-    let request = commit(vec![slow_add("a1", 0.6)], vec![]);
+    let request = commit(vec![slow_add("a1", 1.5)], vec![]);
     let send = |request: CommitRequest, timeout: Duration| {
         let mut client = server.outbox();
         let mut request = tonic::Request::new(request);
         request.set_timeout(timeout);
         tokio::spawn(async move { client.commit(request).await })
     };
-    let short = send(request.clone(), Duration::from_millis(300));
+    let short = send(request.clone(), Duration::from_secs(1));
     server.until_sleeping(true).await;
     let long = send(request.clone(), Duration::from_secs(20));
     short.await.expect("no panic").expect_err("its deadline passes");
     let applied = long.await.expect("no panic").expect("it has time enough").into_inner();
     assert_eq!(applied.disposition(), Disposition::Applied);
 
-    let slow = commit(vec![slow_add("a2", 0.5)], vec![]);
+    let slow = commit(vec![slow_add("a2", 1.5)], vec![]);
     let first = send(slow.clone(), Duration::from_secs(20));
     server.until_sleeping(true).await;
     let other = CommitRequest { operations: vec![add("a2", 5)], ..slow };

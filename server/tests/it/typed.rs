@@ -361,12 +361,12 @@ async fn the_deadline_and_the_caller_end_a_call() {
 
     let gone = caller.clone();
     let call = tokio::spawn(async move {
-        gone.call("test.v1.Bank/Slow", "gone", json!({"id": "a2", "seconds": 0.5})).await.map(Response::into_inner)
+        gone.call("test.v1.Bank/Slow", "gone", json!({"id": "a2", "seconds": 1.5})).await.map(Response::into_inner)
     });
     server.until_sleeping(true).await;
     call.abort();
     // As with Commit: what runs already runs to its end, and the retry gets its answer.
-    let again = caller.call("test.v1.Bank/Slow", "gone", json!({"id": "a2", "seconds": 0.5})).await;
+    let again = caller.call("test.v1.Bank/Slow", "gone", json!({"id": "a2", "seconds": 1.5})).await;
     assert_eq!(told(&again.expect("it is answered"), "x-outbox-disposition"), "REPLAYED");
     assert_eq!((server.balance("a1").await, server.balance("a2").await), (100, 101));
 }

@@ -8,17 +8,16 @@
 use std::time::Duration;
 
 use outbox_proto::v1::{self, claim_response::Outcome, inbox_service_client::InboxServiceClient};
-use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::{Claim, Claimed, Claims, Hold, Scope};
 use crate::{
     Client, CommitError,
-    client::{call::Call, timestamp},
+    client::{Connection, call::Call, timestamp},
     inbox::{EventKey, InboxError},
 };
 
-type Rpc = InboxServiceClient<Channel>;
+type Rpc = InboxServiceClient<Connection>;
 
 /// Claims in the server's inbox, in the namespace of a [`Client`].
 ///
@@ -47,7 +46,7 @@ pub struct ServerClaims {
 impl ServerClaims {
     /// The claims of the server that this client calls, with the client's namespace and deadline.
     pub fn new(client: Client) -> Self {
-        let rpc = InboxServiceClient::new(client.channel());
+        let rpc = InboxServiceClient::new(client.connection());
         Self { client, rpc }
     }
 

@@ -1,7 +1,8 @@
 //! The loop of attempts behind every call.
 //!
 //! Invariants: every attempt sends the same message, its `grpc-timeout` is what remains of the deadline, and the call
-//! ends by its deadline. It deliberately holds no opinion on single failures: `retry` judges them.
+//! ends by its deadline; its outcome is in doubt only if some attempt's message was sent. It deliberately holds no opinion
+//! on single failures: `retry` judges them.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tracing::{Instrument as _, Span};
 use super::{
     BACKOFF, Client, CommitError, Failure,
     retry::{Verdict, judge, timed_out},
+    sent::Sent,
 };
 use crate::trace;
 
@@ -63,21 +65,24 @@ impl Client {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let until = Instant::now() + call.deadline;
-        let mut reached_before = false;
+        let (mut reached_before, mut before) = (false, None);
         loop {
-            let mut request = Request::new(message.clone());
+            let (mut request, sent) = (Request::new(message.clone()), Sent::default());
+            request.extensions_mut().insert(sent.clone());
             request.set_timeout(until.saturating_duration_since(Instant::now()));
             trace::inject(span, request.metadata_mut());
             *attempts += 1;
             let status = match timeout_at(until, send(request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) if !timed_out(&status) => status,
-                Ok(Err(_)) | Err(_) => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
+                // What earlier attempts failed with says more than that there was no time for another one.
+                _ if !sent.is_set() => before.unwrap_or_else(|| no_connection(call.deadline)),
+                _ => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
             };
             let verdict = judge(&status);
             let failure = |status| Failure::new(call.request_id, *attempts, status);
             let (after, reached) = match verdict {
-                Verdict::Retry { after, reached } => (after, reached),
+                Verdict::Retry { after, reached } => (after, reached && sent.is_set()),
                 Verdict::Refused { settles } if settles || !reached_before => {
                     return Err(CommitError::Refused(failure(status)));
                 }
@@ -93,7 +98,12 @@ impl Client {
                 });
             }
             tracing::debug!(attempt = *attempts, delay = ?delay, error = %status.code(), "the call is tried again");
+            before = Some(status);
             sleep(delay).await;
         }
     }
+}
+
+fn no_connection(deadline: Duration) -> Status {
+    Status::unavailable(format!("no connection within {deadline:?}"))
 }

@@ -10,6 +10,7 @@ mod error;
 mod open;
 mod result;
 mod retry;
+mod sent;
 mod transact;
 pub(crate) mod value;
 
@@ -18,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use outbox_proto::v1::{self, outbox_service_client::OutboxServiceClient};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
-pub(crate) use self::commit::timestamp;
+pub(crate) use self::{commit::timestamp, sent::Connection};
 pub use self::{
     commit::{Command, Commit, NewEvent},
     error::{CommitError, Failure, FieldViolation},
@@ -59,11 +60,11 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(50), ceiling: Dur
 #[derive(Clone, Debug)]
 pub struct Client {
     rpc: Rpc,
-    channel: Channel,
+    connection: Connection,
     settings: Arc<Settings>,
 }
 
-type Rpc = OutboxServiceClient<Channel>;
+type Rpc = OutboxServiceClient<Connection>;
 
 #[derive(Debug)]
 struct Settings {
@@ -198,8 +199,8 @@ impl Client {
     }
 
     /// What another service of the server is called on.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(crate) fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// The namespace of calls that name none.
@@ -243,7 +244,7 @@ impl ClientBuilder {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn connect(self) -> Result<Client, ConnectError> {
-        let channel = self.channel()?;
+        let connection = sent::telling(self.channel()?);
         let bad = || ConnectError::Endpoint { endpoint: self.endpoint.clone(), source: None };
         let uri: http::Uri = self.endpoint.parse().map_err(|_| bad())?;
         let tls = uri.scheme_str() == Some("https");
@@ -253,8 +254,8 @@ impl ClientBuilder {
             address: uri.host().ok_or_else(bad)?.to_owned(),
             port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         };
-        let rpc = OutboxServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Ok(Client { rpc, channel, settings: Arc::new(settings) })
+        let rpc = OutboxServiceClient::new(connection.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Ok(Client { rpc, connection, settings: Arc::new(settings) })
     }
 
     fn channel(&self) -> Result<Channel, ConnectError> {

@@ -15,7 +15,8 @@ use outbox_proto::v1::{
 use outbox_sdk::{Client, Command, CommitError, Disposition, IntoValue, NewEvent, ReadError};
 use tokio::{
     io::AsyncReadExt as _,
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
@@ -260,6 +261,29 @@ async fn a_server_that_is_not_there_yet_is_waited_for_and_one_that_never_comes_i
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(serve);
     sending.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_made_in_time_leaves_no_doubt() {
+    // A queue of connections that nobody accepts: once it is full, further ones hang.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(connection) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        queued.push(connection.unwrap());
+        assert!(queued.len() < 64, "the queue never fills");
+    }
+    let error = client(address).commit().deadline(Duration::from_millis(400)).send().await.expect_err("it hangs");
+    assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
+    assert_eq!(error.failure().attempts(), 1);
+
+    // A message that was sent is in doubt, although nobody reads it.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = client(silent.local_addr().unwrap());
+    let error = client.commit().deadline(Duration::from_millis(400)).send().await.expect_err("nobody answers");
+    assert!(matches!(error, CommitError::Unknown(_)), "{error:?}");
 }
 
 #[tokio::test]

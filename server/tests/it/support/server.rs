@@ -212,6 +212,15 @@ impl Server {
             .await;
     }
 
+    /// Waits until so many sessions wait for a lock of another one.
+    pub(crate) async fn until_waiting(&self, sessions: i64) {
+        let waiting = "select count(*) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        let what = format!("{sessions} to wait for locks");
+        let check = async || (self.number(waiting).await == sessions).then_some(());
+        eventually(&what, Duration::from_secs(20), check).await;
+    }
+
     /// Stored requests and events: what a refused request must not add to.
     pub(crate) async fn written(&self) -> (i64, i64) {
         let requests = self.number("select count(*) from outbox.requests").await;
