@@ -9,6 +9,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    num::NonZero,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,31 +26,55 @@ const PARTS_MAX: usize = 16;
 const PART_MIN: usize = 4_096;
 
 /// Claims in this process's memory. Clones share them.
+///
+/// A claim takes about a hundred bytes, and its result. Memory is taken as claims are added.
 #[derive(Clone, Debug)]
 pub struct MemoryClaims {
     parts: Arc<[Mutex<Part>]>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Part {
     capacity: usize,
-    /// Numbers by consumer and source.
-    scopes: HashMap<String, HashMap<String, i32>>,
-    last_scope: i32,
-    /// Counted up from one that was drawn, so that no other store's are the same.
-    last_token: Uuid,
-    claims: HashMap<(i32, Uuid), Entry>,
+    scopes: Scopes,
+    /// Leases are counted from here on.
+    began: Instant,
+    /// Drawn, so that no other store's are the same; those of leases are counted up from it.
+    first_token: Uuid,
+    leases: u64,
+    claims: HashMap<Name, Entry>,
     /// In the order of their completion.
-    completed: VecDeque<(i32, Uuid)>,
+    completed: VecDeque<Name>,
+}
+
+/// Numbers of scopes.
+#[derive(Debug, Default)]
+struct Scopes {
+    by_consumer: HashMap<Arc<str>, HashMap<Arc<str>, i32>>,
+    /// Consumer, source and number of the one that was asked for last: mostly it is the next one, too.
+    last: Option<(Arc<str>, Arc<str>, i32)>,
+    count: i32,
+}
+
+/// Scope and event.
+type Name = (i32, Uuid);
+
+/// A claim. There may be many, so it is as narrow as can be: with its name a cache line.
+#[derive(Debug)]
+struct Entry {
+    /// Content whose number is zero, one in 2^64, counts as unknown.
+    content: Option<NonZero<i64>>,
+    /// Which of the leases of this part is the last one.
+    lease: u64,
+    attempts: u32,
+    state: State,
 }
 
 #[derive(Debug)]
-struct Entry {
-    content: Option<Content>,
-    token: Uuid,
-    until: Instant,
-    attempts: u32,
-    result: Option<Vec<u8>>,
+enum State {
+    /// Until so many nanoseconds after the part began.
+    Leased(u64),
+    Completed(Box<[u8]>),
 }
 
 impl MemoryClaims {
@@ -57,10 +82,7 @@ impl MemoryClaims {
     /// fails with [`InboxError::Full`] while all of them are being worked on.
     pub fn new(capacity: usize) -> Self {
         let parts = (capacity / PART_MIN).clamp(1, PARTS_MAX);
-        let part = |number: usize| {
-            let capacity = capacity / parts + usize::from(number < capacity % parts);
-            Mutex::new(Part { capacity, last_token: Uuid::now_v7(), ..Part::default() })
-        };
+        let part = |number: usize| Mutex::new(Part::new(capacity / parts + usize::from(number < capacity % parts)));
         Self { parts: (0..parts).map(part).collect() }
     }
 
@@ -71,11 +93,13 @@ impl MemoryClaims {
         self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with the claim of this holder.
-    fn held(&self, claim: &Claim, change: impl FnOnce(&mut Entry)) -> Hold {
-        match self.part(claim.event_id).claims.get_mut(&(claim.number(), claim.event_id)) {
-            Some(entry) if entry.token == claim.token && entry.result.is_none() => {
-                change(entry);
+    /// Lets the holder of this claim hold it for so long from now on.
+    fn hold_for(&self, claim: &Claim, lease: Duration) -> Hold {
+        let mut part = self.part(claim.event_id);
+        let until = part.now().saturating_add(nanoseconds(lease));
+        match part.of_holder(claim) {
+            Some(Entry { state: State::Leased(end), .. }) => {
+                *end = until;
                 Hold::Kept
             }
             _ => Hold::Lost,
@@ -84,17 +108,36 @@ impl MemoryClaims {
 }
 
 impl Part {
-    fn scope(&mut self, consumer: &str, source: &str) -> i32 {
-        if let Some(scope) = self.scopes.get(consumer).and_then(|sources| sources.get(source)) {
-            return *scope;
+    fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            scopes: Scopes::default(),
+            began: Instant::now(),
+            first_token: Uuid::now_v7(),
+            leases: 0,
+            claims: HashMap::new(),
+            completed: VecDeque::new(),
         }
-        self.last_scope += 1;
-        self.scopes.entry(consumer.to_owned()).or_default().insert(source.to_owned(), self.last_scope);
-        self.last_scope
+    }
+
+    /// In nanoseconds from its beginning.
+    fn now(&self) -> u64 {
+        nanoseconds(self.began.elapsed())
+    }
+
+    fn token(&self, lease: u64) -> Uuid {
+        Uuid::from_u128(self.first_token.as_u128().wrapping_add(lease.into()))
+    }
+
+    /// The claim, unless another has claimed the event since.
+    fn of_holder(&mut self, claim: &Claim) -> Option<&mut Entry> {
+        let lease = claim.token.as_u128().wrapping_sub(self.first_token.as_u128());
+        let entry = self.claims.get_mut(&(claim.number(), claim.event_id))?;
+        (u128::from(entry.lease) == lease).then_some(entry)
     }
 
     /// Room for another claim; false when all are being worked on.
-    fn make_room(&mut self, now: Instant) -> bool {
+    fn make_room(&mut self, now: u64) -> bool {
         if self.claims.len() < self.capacity {
             return true;
         }
@@ -102,53 +145,83 @@ impl Part {
             return self.claims.remove(&oldest).is_some();
         }
         // Events that were given up, and those of holders that are gone.
-        self.claims.retain(|_, entry| entry.until > now);
+        self.claims.retain(|_, entry| matches!(entry.state, State::Leased(until) if until > now));
         self.claims.len() < self.capacity
     }
+}
 
-    fn token(&mut self) -> Uuid {
-        self.last_token = Uuid::from_u128(self.last_token.as_u128().wrapping_add(1));
-        self.last_token
+/// There is room for five centuries.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Scopes {
+    fn number(&mut self, consumer: &str, source: &str) -> i32 {
+        if let Some((last_consumer, last_source, number)) = &self.last
+            && (&**last_consumer, &**last_source) == (consumer, source)
+        {
+            return *number;
+        }
+        let known = self.by_consumer.get_key_value(consumer);
+        let known = known.and_then(|(consumer, sources)| Some((consumer, sources.get_key_value(source)?)));
+        if let Some((consumer, (source, number))) = known {
+            self.last = Some((Arc::clone(consumer), Arc::clone(source), *number));
+            return *number;
+        }
+        self.count += 1;
+        let sources = self.by_consumer.entry(consumer.into()).or_default();
+        sources.insert(source.into(), self.count);
+        self.count
+    }
+}
+
+impl Entry {
+    /// What it tells someone who claims its event now.
+    fn found(&self, now: u64) -> Found {
+        let (result, left) = match &self.state {
+            State::Leased(until) => (None, until.saturating_sub(now)),
+            State::Completed(result) => (Some(result.to_vec()), 0),
+        };
+        Found { content: self.content.map(NonZero::get), result, left: Duration::from_nanos(left) }
     }
 }
 
 impl Claims for MemoryClaims {
     async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
         let mut part = self.part(key.id());
-        let now = Instant::now();
-        let (scope, token) = (part.scope(consumer, key.source()), part.token());
-        let name = (scope, key.id());
+        let now = part.now();
+        let until = now.saturating_add(nanoseconds(lease));
+        let name = (part.scopes.number(consumer, key.source()), key.id());
+        part.leases += 1;
+        let (lease, state) = (part.leases, State::Leased(until));
+        let yours = |token, attempts| Ok(Claimed::Yours(Claim::new(name.0, name.1, token, attempts)));
+        let token = part.token(lease);
         if let Some(entry) = part.claims.get_mut(&name) {
-            let content = entry.content.map(Content::number);
-            let found =
-                Found { content, result: entry.result.clone(), left: entry.until.saturating_duration_since(now) };
-            if let Some(answer) = found.answer(key) {
+            if let Some(answer) = entry.found(now).answer(key) {
                 return Ok(answer);
             }
-            (entry.token, entry.until, entry.attempts) = (token, now + lease, entry.attempts.saturating_add(1));
-            return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, entry.attempts)));
+            let attempts = entry.attempts.saturating_add(1);
+            *entry = Entry { content: entry.content, lease, attempts, state };
+            return yours(token, attempts);
         }
         if !part.make_room(now) {
             return Err(InboxError::Full(part.capacity));
         }
-        let entry = Entry { content: key.content(), token, until: now + lease, attempts: 1, result: None };
-        part.claims.insert(name, entry);
-        Ok(Claimed::Yours(Claim::new(scope, key.id(), token, 1)))
+        let content = key.content().map(Content::number).and_then(NonZero::new);
+        part.claims.insert(name, Entry { content, lease, attempts: 1, state });
+        yours(token, 1)
     }
 
     async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
-        Ok(self.held(claim, |entry| entry.until = Instant::now() + lease))
+        Ok(self.hold_for(claim, lease))
     }
 
     async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
-        let name = (claim.number(), claim.event_id);
         let mut part = self.part(claim.event_id);
-        let Some(entry) = part.claims.get_mut(&name).filter(|entry| entry.token == claim.token) else {
-            return Ok(Hold::Lost);
-        };
-        if entry.result.is_none() {
-            entry.result = Some(result.to_vec());
-            part.completed.push_back(name);
+        let Some(entry) = part.of_holder(claim) else { return Ok(Hold::Lost) };
+        if matches!(entry.state, State::Leased(_)) {
+            entry.state = State::Completed(result.into());
+            part.completed.push_back((claim.number(), claim.event_id));
         }
         Ok(Hold::Kept)
     }
@@ -159,7 +232,7 @@ impl Claims for MemoryClaims {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
-        Ok(self.held(claim, |entry| entry.until = Instant::now()))
+        Ok(self.hold_for(claim, Duration::ZERO))
     }
 }
 
@@ -201,6 +274,23 @@ mod tests {
         yours(&claims, &key(), lease).await;
         assert!(matches!(claims.claim("mailer", &working, lease).await, Ok(Claimed::Held { .. })));
         assert!(matches!(claims.claim("mailer", &key(), lease).await, Err(InboxError::Full(2))));
+    }
+
+    #[test]
+    fn a_claim_with_its_name_fits_a_cache_line() {
+        assert_eq!(size_of::<(Name, Entry)>(), 64);
+    }
+
+    #[test]
+    fn a_scope_keeps_its_number_and_no_other_has_it() {
+        let mut scopes = Scopes::default();
+        let mut numbers = || {
+            let names = [("mailer", "/shop"), ("mailer", "/bank"), ("biller", "/shop"), ("mailer", "/shop")];
+            names.map(|(consumer, source)| scopes.number(consumer, source))
+        };
+        let first = numbers();
+        assert_eq!(first, numbers());
+        assert!(first[0] == first[3] && first[0] != first[1] && first[0] != first[2] && first[1] != first[2]);
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// How many records of a partition are read before others get a turn.
-const PER_TURN: usize = 100;
+const PER_TURN: usize = 500;
 
 /// The queues with their topics' names, by topic and partition.
 type Queues<C> = HashMap<(String, i32), (Arc<str>, PartitionQueue<C>)>;

@@ -29,9 +29,9 @@ use super::{
 };
 
 /// How many records a worker takes at once where each is handled by itself.
-const SINGLY_MAX: usize = 64;
+const SINGLY_MAX: usize = 256;
 /// After how many settled records the polling thread is told of them.
-const REPORTED_MAX: usize = 16;
+const REPORTED_MAX: usize = 256;
 
 /// What the workers of a lane share.
 struct Lane<M> {

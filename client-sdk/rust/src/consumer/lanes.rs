@@ -18,6 +18,8 @@ use super::{
     window::Window,
 };
 
+/// A lane whose room is less than this part of its bound is not read on.
+const FEW: usize = 8;
 /// How many times a lane's bound of records may be settled behind one that is not, before reading stops.
 const HELD_UP_MAX: usize = 20;
 
@@ -106,8 +108,10 @@ impl Lanes {
         let lane = self.epoch(topic, partition).and_then(|epoch| self.lanes.get(&epoch));
         let Some(lane) = lane else { return Bound { records: 0, bytes: 0 } };
         let held_up = (self.bound.records * HELD_UP_MAX).saturating_sub(lane.window.len());
+        let left = self.bound.records.saturating_sub(lane.in_flight);
         Bound {
-            records: self.bound.records.saturating_sub(lane.in_flight).min(held_up),
+            // To read a few at a time whenever a few are settled would cost more than they do.
+            records: if left < self.bound.records / FEW { 0 } else { left.min(held_up) },
             bytes: self.bound.bytes.saturating_sub(lane.bytes),
         }
     }
@@ -232,6 +236,19 @@ mod tests {
         assert_eq!(room(&lanes), 0);
         lanes.apply(&settled(1, 1));
         assert_eq!((room(&lanes), lanes.room("users", 1).records), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_is_nearly_full_is_not_read_on() {
+        let mut lanes = lanes(2 * FEW);
+        lanes.open(&users());
+        let last = 2 * FEW as i64 - 2;
+        (0..last).for_each(|offset| lanes.push(record(offset)));
+        assert_eq!(lanes.room("users", 0).records, 2);
+        lanes.push(record(last));
+        assert_eq!(lanes.room("users", 0).records, 0);
+        lanes.apply(&settled(1, 0));
+        assert_eq!(lanes.room("users", 0).records, 2);
     }
 
     /// What is settled behind a record that is not has to be remembered, and is bounded as well.

@@ -118,6 +118,13 @@ impl Piece {
         Self { topic, bytes: Vec::new(), names: String::new(), headers: Vec::new() }
     }
 
+    /// An empty one with room for what is in this one: the next records are mostly like those before.
+    fn like(&self) -> Self {
+        let bytes = Vec::with_capacity(self.bytes.len().min(PIECE_BYTES));
+        let (names, headers) = (String::with_capacity(self.names.len()), Vec::with_capacity(self.headers.len()));
+        Self { topic: Arc::clone(&self.topic), bytes, names, headers }
+    }
+
     fn len(&self) -> usize {
         self.bytes.len() + self.names.len()
     }
@@ -205,14 +212,14 @@ impl Copies {
         let (partition, offset, timestamp) = (record.partition(), record.offset(), record.timestamp().to_millis());
         let body = Body { partition, offset, timestamp, key, payload };
         if !self.layouts.is_empty() && self.piece.len() + body.len() > PIECE_BYTES {
-            self.seal();
+            self.seal(self.piece.like());
         }
         let before = self.piece.extent();
         let mut layout = self.put(&body, record);
         // Only now is it known how long its headers are.
         if !self.layouts.is_empty() && self.piece.len() > PIECE_BYTES {
             self.piece.truncate(before);
-            self.seal();
+            self.seal(self.piece.like());
             layout = self.put(&body, record);
         }
         self.layouts.push(layout);
@@ -226,8 +233,8 @@ impl Copies {
         self.piece.add(body, headers.map(|header| (header.key, header.value)), count, self.layouts.last())
     }
 
-    fn seal(&mut self) {
-        let next = Piece::new(Arc::clone(&self.piece.topic));
+    /// The piece takes no more records; `next` does.
+    fn seal(&mut self, next: Piece) {
         let piece = Arc::new(std::mem::replace(&mut self.piece, next));
         let records = self.layouts.drain(..).map(|layout| Record { piece: Arc::clone(&piece), layout });
         self.records.extend(records);
@@ -235,7 +242,7 @@ impl Copies {
 
     pub(crate) fn finish(mut self) -> Vec<Record> {
         if !self.layouts.is_empty() {
-            self.seal();
+            self.seal(Piece::new(Arc::clone(&self.piece.topic)));
         }
         self.records
     }
