@@ -9,7 +9,8 @@ use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    config::FromClientConfig,
+    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode as Code},
     message::{Headers as _, OwnedMessage},
 };
@@ -58,10 +59,12 @@ async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) -> R
 }
 
 /// A plain consumer of some of a topic's partitions, from their beginning on, in no group that lasts.
-pub fn reader(topic: &str, partitions: Range<i32>) -> BaseConsumer {
-    let consumer: BaseConsumer = client()
+pub fn reader<C: Consumer + FromClientConfig>(topic: &str, partitions: Range<i32>) -> C {
+    let consumer: C = client()
         .set("group.id", format!("reader-{}", Uuid::now_v7()))
         .set("enable.auto.commit", "false")
+        // Else one that is slower than its fetches gets none for a second whenever its queue is full.
+        .set("fetch.queue.backoff.ms", "20")
         .create()
         .expect("a Kafka consumer can be made");
     let mut assignment = TopicPartitionList::new();

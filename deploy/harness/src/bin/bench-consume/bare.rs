@@ -12,6 +12,7 @@ use std::{
 use outbox_harness::kafka;
 use rdkafka::{
     Message as _,
+    consumer::{BaseConsumer, StreamConsumer},
     message::{BorrowedMessage, Headers as _},
 };
 use sqlx::{Connection as _, PgConnection};
@@ -49,7 +50,7 @@ where
         for partitions in loops.partitions() {
             let (read, began, reader) = (&read, &began, &reader);
             scope.spawn(move || {
-                let consumer = kafka::reader(topic, partitions);
+                let consumer: BaseConsumer = kafka::reader(topic, partitions);
                 let mut each = reader();
                 while read.load(Relaxed) < events {
                     match consumer.poll(Duration::from_millis(10)) {
@@ -71,6 +72,17 @@ where
 /// Only counts.
 pub(super) fn read(topic: &str, events: usize, loops: Loops) -> f64 {
     read_all(topic, events, loops, || |_: Option<&BorrowedMessage<'_>>| {})
+}
+
+/// Only counts, in a task that awaits each record, as services on Tokio read Kafka.
+pub(super) async fn read_stream(topic: String, events: usize) -> f64 {
+    let consumer: StreamConsumer = kafka::reader(&topic, 0..PARTITIONS);
+    let mut began = None;
+    for _ in 0..events {
+        consumer.recv().await.expect("the record can be read");
+        began.get_or_insert_with(Instant::now);
+    }
+    events as f64 / began.expect("something was read").elapsed().as_secs_f64()
 }
 
 /// Reads the id of each event, without which nothing can be deduplicated.

@@ -4,7 +4,8 @@
 //! the group does not count. A bare loop only counts, or reads each event's id, or writes what the batch mode's handler
 //! writes, in transactions of the same size, without deduplication. There is one over all partitions, as a consumer is
 //! usually written, and one for each partition with a client, a thread and a database connection of its own, which is the
-//! most that can be had. With `key-ordered` each event takes a millisecond; what the workers could do at most is told by how
+//! most that can be had. Where nothing but reading is compared, the processor time that all of this process's threads took is
+//! told as well, Kafka's client among them: it does not depend on what else the machine does. With `key-ordered` each event takes a millisecond; what the workers could do at most is told by how
 //! long the handler really took.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says why")]
@@ -31,6 +32,7 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
+use rustix::time::{ClockId, clock_gettime};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
@@ -56,21 +58,33 @@ struct Options {
     /// Workers per partition of the key-ordered one
     #[arg(long, default_value_t = 8)]
     workers: usize,
+    /// Claims that memory has room for; then the oldest go, as in a consumer that has run for long
+    #[arg(long, default_value_t = 200_000)]
+    claims: usize,
     /// Rounds of all
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }
 
+/// Events per second, and what they took of the processors.
+#[derive(Clone, Copy)]
+struct Cost {
+    rate: f64,
+    /// Microseconds for each event.
+    processor: f64,
+}
+
 /// Events per second.
 struct Round {
-    bare: f64,
+    bare: Cost,
     bare_most: f64,
-    bare_ids: f64,
+    stream: Cost,
+    ids: Cost,
     bare_write: f64,
     bare_write_most: f64,
     single: f64,
     batch: f64,
-    memory: f64,
+    memory: Cost,
     ordered: f64,
     /// What its workers could do at most.
     ordered_most: f64,
@@ -88,19 +102,27 @@ async fn main() {
     }
     let median = |of: fn(&Round) -> f64| figures::median(rounds.iter().map(of));
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
-    println!("| one librdkafka loop, only counting | {:.0} | | |", median(|r| r.bare));
+    let processor = |of: fn(&Round) -> Cost| figures::median(rounds.iter().map(|round| of(round).processor));
+    let cost = |of: fn(&Round) -> Cost| {
+        let rate = figures::median(rounds.iter().map(|round| of(round).rate));
+        format!("{rate:.0} ({:.2} µs)", processor(of))
+    };
+    println!("| one librdkafka loop, only counting | {} | | |", cost(|r| r.bare));
     println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_most));
-    println!("| one librdkafka loop that reads ids | {:.0} | | |", median(|r| r.bare_ids));
+    println!("| one task that awaits each record, only counting | {} | | |", cost(|r| r.stream));
+    println!("| one librdkafka loop that reads ids | {} | | |", cost(|r| r.ids));
     println!("| one librdkafka loop, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
     println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_write_most));
     println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
     let (one, most) = (median(|r| r.batch / r.bare_write), median(|r| r.batch / r.bare_write_most));
     let batch = median(|r| r.batch);
     println!("| transactional, in batches | {batch:.0} | {one:.2} and {most:.2} of the same write | 0.6 |");
-    let (one, most) = (median(|r| r.memory / r.bare), median(|r| r.memory / r.bare_most));
-    let (memory, ids) = (median(|r| r.memory), median(|r| r.memory / r.bare_ids));
+    let (one, most) = (median(|r| r.memory.rate / r.bare.rate), median(|r| r.memory.rate / r.bare_most));
+    let (ids, work) = (median(|r| r.memory.rate / r.ids.rate), median(|r| r.memory.processor / r.ids.processor));
+    let (memory, stream) = (cost(|r| r.memory), median(|r| r.memory.rate / r.stream.rate));
     println!(
-        "| claims in memory | {memory:.0} | {one:.2} and {most:.2} of only counting, {ids:.2} of reading ids | 0.5 |"
+        "| claims in memory | {memory} | {one:.2} and {most:.2} of only counting, {stream:.2} of doing so in a task; {ids:.2} \
+         of reading ids, for which it takes {work:.2} of the processor time | 0.5 |"
     );
     let (ratio, most) = (median(|r| r.ordered / r.ordered_most), median(|r| r.ordered_most));
     println!("| key-ordered, 1 ms each | {:.0} | {ratio:.2} of {most:.0} | 0.8 |", median(|r| r.ordered));
@@ -117,8 +139,12 @@ async fn round(options: &Options, topic: &str) -> Round {
         let runtime = tokio::runtime::Handle::current();
         blocking(move || bare::write(&runtime, &topic, events, loops, batch)).await
     };
-    let (bare, bare_most) = (read(bare::read, Loops::One).await, read(bare::read, Loops::PerPartition).await);
-    let bare_ids = read(bare::read_ids, Loops::One).await;
+    let bare = costing(options.events, read(bare::read, Loops::One)).await;
+    let bare_most = read(bare::read, Loops::PerPartition).await;
+    // A task of its own: the main thread's has a slower way to be woken.
+    let stream = tokio::spawn(bare::read_stream(topic.to_owned(), options.events));
+    let stream = costing(options.events, async { stream.await.expect("it ends well") }).await;
+    let ids = costing(options.events, read(bare::read_ids, Loops::One)).await;
     let (bare_write, bare_write_most) = (write(Loops::One).await, write(Loops::PerPartition).await);
 
     let database = ledger().await;
@@ -128,11 +154,12 @@ async fn round(options: &Options, topic: &str) -> Round {
     let pool = self::pool(&database.url).await;
     let batch = builder(topic).inbox(PostgresInbox::new(pool)).batch_handler(options.batch, Ledger);
     let batch = run(batch.partition_bound(options.batch * 4, 16 << 20), options.events).await;
-    let memory = builder(topic).claims(MemoryClaims::new(options.events + 1), LEASE).effect(Nothing);
-    let memory = run(memory.partition_bound(5_000, 16 << 20), options.events).await;
+    let memory = builder(topic).claims(MemoryClaims::new(options.claims), LEASE).effect(Nothing);
+    let memory = run(memory.partition_bound(5_000, 16 << 20), options.events);
+    let memory = costing(options.events, memory).await;
 
     let took = Arc::new(AtomicU64::new(0));
-    let ordered = builder(topic).claims(MemoryClaims::new(options.events + 1), LEASE);
+    let ordered = builder(topic).claims(MemoryClaims::new(options.claims), LEASE);
     let ordered = ordered.concurrency(options.workers).effect(Millisecond(Arc::clone(&took)));
     let ordered = run(ordered.partition_bound(5_000, 16 << 20), slow).await;
     let workers = options.workers as f64 * f64::from(PARTITIONS);
@@ -140,11 +167,27 @@ async fn round(options: &Options, topic: &str) -> Round {
     let mean = Duration::from_nanos(took.load(Relaxed)).as_secs_f64() / slow as f64;
     let ordered_most = workers / mean.max(0.001);
     println!(
-        "bare {bare:.0} and {bare_most:.0}/s, ids {bare_ids:.0}/s, bare write {bare_write:.0} and \
-         {bare_write_most:.0}/s, single {single:.0}/s, batch {batch:.0}/s, memory {memory:.0}/s, key-ordered \
-         {ordered:.0}/s of {ordered_most:.0}/s"
+        "bare {:.0} ({:.2} µs) and {bare_most:.0}/s, stream {:.0} ({:.2} µs), ids {:.0}/s ({:.2} µs), bare write {bare_write:.0} and \
+         {bare_write_most:.0}/s, single {single:.0}/s, batch {batch:.0}/s, memory {:.0}/s ({:.2} µs), key-ordered \
+         {ordered:.0}/s of {ordered_most:.0}/s",
+        bare.rate,
+        bare.processor,
+        stream.rate,
+        stream.processor,
+        ids.rate,
+        ids.processor,
+        memory.rate,
+        memory.processor
     );
-    Round { bare, bare_most, bare_ids, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
+    Round { bare, bare_most, stream, ids, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
+}
+
+/// Runs what handles so many events and tells its rate.
+async fn costing(events: usize, run: impl Future<Output = f64>) -> Cost {
+    let used = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).expect("it counts from zero");
+    let before = used();
+    let rate = run.await;
+    Cost { rate, processor: (used() - before).as_secs_f64() * 1e6 / events as f64 }
 }
 
 async fn blocking(work: impl FnOnce() -> f64 + Send + 'static) -> f64 {
