@@ -1,7 +1,8 @@
-//! The database goes away and comes back.
+//! The database goes away and comes back, and the way to it breaks.
 
 use std::{sync::Arc, time::Duration};
 
+use outbox_harness::proxy::{Cut, Proxy};
 use outbox_sdk::PostgresInbox;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::{
@@ -10,7 +11,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::rig::{Effect, Rig, Running, builder, events};
+use crate::rig::{Effect, Rig, Running, builder, event, events};
 
 /// Stands between the consumer and its database, and can be cut: open connections break, new ones are refused.
 struct Cable {
@@ -70,5 +71,26 @@ async fn a_database_outage_loses_nothing_and_needs_no_restart() {
     rig.until_committed("mailer", 0, 100).await;
     rig.until_committed("mailer", 1, 200).await;
     assert_eq!(rig.effects("mailer").await, (300, 300));
+    running.shut_down().await.unwrap();
+}
+
+/// Its outcome is not known to the consumer, which tries the event again.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_9_after_a_commit_without_an_answer_the_mark_tells_whether_there_was_an_effect() {
+    let rig = Rig::new(1).await;
+    let proxy = Proxy::start(&rig.database.url).await;
+    let through = PgPoolOptions::new().connect_lazy(&proxy.url).unwrap();
+    let running = Running::start(builder("mailer", &rig.topic, &through).handler(Effect("mailer")).build().unwrap());
+    let mut committed = 0;
+    for (cut, events) in [Cut::Before, Cut::During, Cut::After].into_iter().zip(1..) {
+        let is_cut = proxy.arm("commit; begin", cut);
+        rig.publish([(0, event())]).await;
+        running.until("the event to be settled", |stats| stats.handled + stats.duplicates == events).await;
+        assert!(*is_cut.lock().unwrap(), "{cut:?}");
+        committed += u64::from(cut != Cut::Before);
+        let stats = running.stats();
+        assert_eq!((stats.retries, stats.duplicates), (events, committed), "{cut:?}");
+        assert_eq!(rig.effects("mailer").await, (events as i64, events as i64), "{cut:?}");
+    }
     running.shut_down().await.unwrap();
 }

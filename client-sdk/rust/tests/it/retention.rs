@@ -1,6 +1,9 @@
 //! How long it is remembered that an event was handled, and what becomes of older events.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chrono::Utc;
 use outbox_harness::{
@@ -8,11 +11,15 @@ use outbox_harness::{
     kafka::{create_topic, fresh_topic, header, read_topic},
 };
 use outbox_proto::record::Attributes;
-use outbox_sdk::{Beyond, Consumer, ConsumerError, Event, Inbox as _, PostgresInbox, claim::MemoryClaims, service};
+use outbox_sdk::{
+    Beyond, Consumer, ConsumerError, Event, Inbox as _, PostgresInbox,
+    claim::{MemoryClaims, PostgresClaims},
+    service,
+};
 use tokio::time::timeout;
 use tower::service_fn;
 
-use crate::rig::{Effect, Rig, Running, SOON, event, events};
+use crate::rig::{Effect, Rig, Running, SOON, event, events, unstored};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -44,6 +51,39 @@ async fn trap_10_an_event_that_is_older_than_the_window_is_not_handled_for_want_
     let [put] = put else { panic!("one record: {put:?}") };
     assert_eq!(header(put, "ce_id"), Some(old.id.to_string()));
     assert!(header(put, "outbox-origin-reason").unwrap().contains("older than the window"));
+}
+
+/// Nor does its claim stay: whoever has a longer window can have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_10_an_event_that_is_older_than_the_window_is_not_performed_under_a_lease() {
+    let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
+    let (claims, performed) = (PostgresClaims::new(rig.pool.clone()), Arc::new(Mutex::new(Vec::new())));
+    let old = Attributes { time: Some(Utc::now() - 3 * DAY), ..event() };
+    let fresh = event();
+    let start = |group: &str, window| {
+        let performed = Arc::clone(&performed);
+        let effect = service(service_fn(move |event: Event| {
+            performed.lock().unwrap().push(event.id());
+            async { Ok::<_, std::io::Error>(Vec::new()) }
+        }));
+        let consumer = unstored("mailer", &rig.topic).group(format!("{group}-{}", rig.topic));
+        let consumer = consumer.window(window, Beyond::Warn).dead_letters(&letters);
+        Running::start(consumer.claims(claims.clone(), SOON).effect(effect).build().unwrap())
+    };
+    rig.publish([(0, old.clone()), (0, fresh.clone())]).await;
+
+    let short = start("short", 2 * DAY);
+    short.until("both to be settled", |stats| stats.handled == 1 && stats.dead_lettered == 1).await;
+    short.shut_down().await.unwrap();
+    assert_eq!(*performed.lock().unwrap(), [fresh.id]);
+    let put = &read_topic(&letters)[..];
+    let [put] = put else { panic!("one record: {put:?}") };
+    assert_eq!(header(put, "ce_id"), Some(old.id.to_string()));
+
+    let long = start("long", 4 * DAY);
+    long.until("the old one to be performed", |stats| stats.handled == 1 && stats.duplicates == 1).await;
+    long.shut_down().await.unwrap();
+    assert_eq!(*performed.lock().unwrap(), [fresh.id, old.id]);
 }
 
 /// A port on which nothing listens.
@@ -87,6 +127,11 @@ async fn marks_expire_behind_the_window_and_only_those_of_the_consumer() {
         running.shut_down().await.unwrap();
     }
     age_marks(&rig, 2).await;
+    // Clocks may differ: this one is kept for a while.
+    let margin = "update outbox_inbox.marks set marked_at = now() - interval '50 minutes'
+                  where ctid = (select min(m.ctid) from outbox_inbox.marks m join outbox_inbox.scopes s on s.id = m.scope
+                                where s.consumer = 'mailer')";
+    assert_eq!(sqlx::query(margin).execute(&rig.pool).await.unwrap().rows_affected(), 1);
     rig.publish(events(1).into_iter().map(|event| (0, event))).await;
     let inbox = PostgresInbox::new(rig.pool.clone());
     assert_eq!(inbox.expire("mailer", 3 * DAY, 100).await.unwrap(), 0, "they are not that old");
@@ -94,7 +139,7 @@ async fn marks_expire_behind_the_window_and_only_those_of_the_consumer() {
     // A window of a few seconds is looked at every second; with the margin of an hour, two days are far behind.
     let windowed = rig.builder("mailer").window(Duration::from_secs(5), Beyond::Warn).handler(Effect("mailer"));
     let running = Running::start(windowed.build().unwrap());
-    eventually("the mailer's old marks to be gone", SOON, async || (marks(&rig).await == 6).then_some(())).await;
+    eventually("the mailer's old marks to be gone", SOON, async || (marks(&rig).await == 7).then_some(())).await;
     assert_eq!(rig.effects("mailer").await, (6, 6), "the new one is marked");
     running.shut_down().await.unwrap();
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use outbox_harness::claims::{forget_what_is_old, keep_the_contract};
 use outbox_sdk::{
-    Event, EventKey, Handler, HandlerError, Inbox as _, Processed, SqliteInbox, Transaction, claim::SqliteClaims,
+    Event, EventKey, Handler, HandlerError, Inbox as _, InboxError, Processed, SqliteInbox, Transaction,
+    claim::SqliteClaims,
 };
 use sqlx::{
     Sqlite, SqlitePool,
@@ -19,14 +20,18 @@ struct File(std::path::PathBuf);
 
 impl File {
     async fn fresh() -> (Self, SqlitePool) {
-        let file = Self(std::env::temp_dir().join(format!("outbox-sdk-{}.sqlite", Uuid::now_v7())));
-        let options = SqliteConnectOptions::new().filename(&file.0).create_if_missing(true);
-        let options = options.busy_timeout(Duration::from_secs(30));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.unwrap();
+        let (file, pool) = Self::empty().await;
         SqliteInbox::new(pool.clone()).ensure_schema().await.unwrap();
         SqliteInbox::new(pool.clone()).ensure_schema().await.unwrap();
         sqlx::query("create table effects (event_id blob not null)").execute(&pool).await.unwrap();
         (file, pool)
+    }
+
+    async fn empty() -> (Self, SqlitePool) {
+        let file = Self(std::env::temp_dir().join(format!("outbox-sdk-{}.sqlite", Uuid::now_v7())));
+        let options = SqliteConnectOptions::new().filename(&file.0).create_if_missing(true);
+        let options = options.busy_timeout(Duration::from_secs(30));
+        (file, SqlitePoolOptions::new().max_connections(4).connect_with(options).await.unwrap())
     }
 }
 
@@ -82,6 +87,34 @@ async fn claims_on_sqlite_are_forgotten_by_age() {
     let claims = SqliteClaims::new(pool);
     claims.ensure_schema().await.unwrap();
     forget_what_is_old(claims).await;
+}
+
+/// As the SDK that knew no other version left them.
+#[tokio::test]
+async fn tables_of_the_first_version_are_upgraded_and_keep_their_marks() {
+    let (_file, pool) = File::empty().await;
+    sqlx::raw_sql(include_str!("../../inbox/sqlite/1.sql")).execute(&pool).await.unwrap();
+    let id = Uuid::now_v7();
+    let first = "create table outbox_inbox_versions (version integer primary key, applied_at integer not null);
+                 insert into outbox_inbox_versions values (1, 0);
+                 insert into outbox_inbox_scopes (id, consumer, source) values (1, 'mailer', '/shop');
+                 create table effects (event_id blob not null)";
+    sqlx::raw_sql(first).execute(&pool).await.unwrap();
+    let mark = "insert into outbox_inbox_marks (scope, event_id, marked_at) values (1, ?, 0)";
+    sqlx::query(mark).bind(id).execute(&pool).await.unwrap();
+
+    let inbox = SqliteInbox::new(pool.clone());
+    inbox.ensure_schema().await.unwrap();
+    inbox.ensure_schema().await.unwrap();
+    let versions = sqlx::query_scalar::<_, i64>("select version from outbox_inbox_versions order by version");
+    assert_eq!(versions.fetch_all(&pool).await.unwrap(), [1, 2]);
+    let again = inbox.process("mailer", EventKey::new("/shop", id), |tx| Box::pin(effect(tx, id))).await;
+    assert!(matches!(again, Ok(Processed::Duplicate)), "{again:?}");
+    forget_what_is_old(SqliteClaims::new(pool.clone())).await;
+
+    sqlx::query("insert into outbox_inbox_versions values (1000, 0)").execute(&pool).await.unwrap();
+    let newer = inbox.ensure_schema().await;
+    assert!(matches!(newer, Err(InboxError::NewerSchema { found: 1000, known: 2 })), "{newer:?}");
 }
 
 struct Effect;

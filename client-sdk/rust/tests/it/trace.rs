@@ -8,7 +8,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
 use outbox_proto::record::Attributes;
-use outbox_sdk::{Event, Handler, HandlerError, Transaction};
+use outbox_sdk::{BatchHandler, Event, Handler, HandlerError, Transaction};
 use tracing::{Instrument as _, Span, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, layer::SubscriberExt as _};
@@ -50,10 +50,14 @@ impl Spans {
             .clone()
     }
 
+    fn named(&self, name: &str) -> Vec<SpanData> {
+        self.0.lock().unwrap().iter().filter(|span| span.name == name).cloned().collect()
+    }
+
     fn of(&self, name: &str, trace: &str) -> Vec<SpanData> {
-        let spans = self.0.lock().unwrap();
-        let mine = |span: &&SpanData| span.name == name && span.span_context.trace_id().to_string() == trace;
-        spans.iter().filter(mine).cloned().collect()
+        let mut spans = self.named(name);
+        spans.retain(|span| span.span_context.trace_id().to_string() == trace);
+        spans
     }
 }
 
@@ -112,6 +116,15 @@ async fn a_refused_commit_is_an_error_in_its_span() {
 /// Has its effect within a span of its own.
 struct Traced;
 
+impl BatchHandler for Traced {
+    async fn handle(&self, events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
+        for event in events {
+            effect("mailer", event, tx).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Handler for Traced {
     async fn handle(&self, event: &Event, tx: &mut Transaction) -> Result<(), HandlerError> {
         effect("mailer", event, tx).instrument(tracing::info_span!(parent: &Span::current(), "send mail")).await
@@ -154,4 +167,35 @@ async fn handling_an_event_continues_the_trace_of_its_creation() {
     let mail = &spans.of("send mail", "0af7651916cd43dd8448eb211c80319c")[..];
     let [mail] = mail else { panic!("the repeat sends no mail: {mail:#?}") };
     assert_eq!(mail.parent_span_id, first.span_context.span_id(), "the handler's spans nest under it");
+}
+
+/// One parent would be as good as another: none of them is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_linked_to_the_creation_of_each_of_its_events() {
+    let spans = Spans::collect();
+    let rig = Rig::new(1).await;
+    let trace = |n: usize| format!("0af7651916cd43dd8448eb21{n:08x}");
+    let traced = |n| Attributes { traceparent: Some(format!("00-{}-b7ad6b7169203331-01", trace(n))), ..event() };
+    rig.publish((1..=30).map(|n| (0, traced(n)))).await;
+
+    let consumer = rig.builder("mailer").group(&rig.topic).batch_handler(10, Traced);
+    let running = Running::start(consumer.build().unwrap());
+    running.until("all to be settled", |stats| stats.handled == 30).await;
+    running.shut_down().await.unwrap();
+
+    let batches = spans.named(&format!("process {}", rig.topic));
+    let linked: Vec<String> = batches
+        .iter()
+        .flat_map(|batch| batch.links.iter().map(|link| link.span_context.trace_id().to_string()))
+        .collect();
+    let alone = batches.iter().filter(|batch| attribute(batch, "messaging.batch.message_count").is_none());
+    let alone: Vec<String> = alone.map(|span| span.span_context.trace_id().to_string()).collect();
+    let mut all = [linked.clone(), alone].concat();
+    all.sort_unstable();
+    assert_eq!(all, (1..=30).map(trace).collect::<Vec<_>>(), "each event is linked, or continued, once");
+    assert!(linked.len() >= 20, "most are in batches: {linked:?}");
+    for batch in batches.iter().filter(|batch| !batch.links.is_empty()) {
+        assert_eq!(attribute(batch, "messaging.batch.message_count"), Some(batch.links.len().to_string()));
+        assert_eq!((batch.span_kind.clone(), batch.parent_span_is_remote), (SpanKind::Consumer, false));
+    }
 }
