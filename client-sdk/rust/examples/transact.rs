@@ -3,7 +3,7 @@
 //! Needs a server with the sample catalog, as `deploy/quickstart` starts one:
 //! `cargo run -p outbox-sdk --example transact -- http://localhost:7411 user-9`
 
-use outbox_sdk::{Client, Command, CommitError, Isolation, NewEvent};
+use outbox_sdk::{Client, Command, CommitError, Isolation, NewEvent, TransactError};
 
 #[tokio::main]
 #[allow(clippy::print_stdout, reason = "an example speaks to whoever runs it")]
@@ -27,7 +27,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     match done.await {
         Ok(done) => println!("made: {:?}; event {:?} will reach Kafka", done.value, done.committed.event_ids()?),
-        Err(error) => println!("{user} is as it was: {error}"),
+        Err(TransactError::Closure(error) | TransactError::Commit(error))
+            if error.reason() == Some("ROW_COUNT_MISMATCH") =>
+        {
+            println!("{user} is active already; nothing was changed, nothing is published");
+        }
+        // The message tells whether anything was applied.
+        Err(TransactError::Closure(error) | TransactError::Commit(error)) => return Err(error.into()),
     }
     Ok(())
 }
