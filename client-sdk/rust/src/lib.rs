@@ -25,8 +25,8 @@ pub use client::{
 };
 pub use consumer::{
     BatchHandler, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event, Handler, HandlerError,
-    HandlerFn, Irregularity, IrregularityKind, PayloadError, RecordPlace, Redrive, RedriveError, Router, Stats,
-    StatsReader, json, protobuf, service,
+    HandlerFn, InTransaction, Irregularity, IrregularityKind, PayloadError, RecordPlace, Redrive, RedriveError, Router,
+    Stats, StatsReader, json, protobuf, service,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

@@ -1,9 +1,5 @@
 //! What an application supplies for effects outside a database.
 
-use std::error::Error;
-
-use tower::{Service, ServiceExt as _};
-
 use super::{Event, HandlerError};
 use crate::claim::Claim;
 
@@ -35,38 +31,4 @@ use crate::claim::Claim;
 pub trait Effect: Send + Sync + 'static {
     /// Has the effect of one event.
     fn perform(&self, event: &Event, claim: &Claim) -> impl Future<Output = Result<Vec<u8>, HandlerError>> + Send;
-}
-
-/// Makes an [`Effect`] of a tower service, with whatever layers are around it: timeouts, limits, one's own. Its answer
-/// is the result that is stored; its error is tried again.
-///
-/// ```
-/// use std::time::Duration;
-/// use outbox_sdk::{Effect, Event, service};
-/// use tower::{ServiceBuilder, service_fn};
-///
-/// let mail = ServiceBuilder::new().timeout(Duration::from_secs(5)).service(service_fn(async |event: Event| {
-///     Ok::<_, std::io::Error>(event.id().as_bytes().to_vec())
-/// }));
-/// fn is_effect(_: impl Effect) {}
-/// is_effect(service(mail));
-/// ```
-pub fn service<S>(service: S) -> ServiceEffect<S> {
-    ServiceEffect(service)
-}
-
-/// The effect that [`service`] makes.
-#[derive(Clone, Debug)]
-pub struct ServiceEffect<S>(S);
-
-impl<S> Effect for ServiceEffect<S>
-where
-    S: Service<Event, Response = Vec<u8>> + Clone + Send + Sync + 'static,
-    S::Error: Into<Box<dyn Error + Send + Sync>> + Send,
-    S::Future: Send,
-{
-    async fn perform(&self, event: &Event, _: &Claim) -> Result<Vec<u8>, HandlerError> {
-        let answer = self.0.clone().oneshot(event.clone()).await;
-        answer.map_err(|error| HandlerError::Retry { after: None, source: error.into() })
-    }
 }

@@ -58,6 +58,29 @@ impl HandlerError {
         Self::Fatal { source: message.into().into() }
     }
 
+    /// As an error like any other, for a tower service: [`service`](super::service) finds it again, whatever layers it has
+    /// passed through.
+    pub fn boxed(self) -> Box<dyn Error + Send + Sync> {
+        Box::new(Passing(self))
+    }
+
+    /// What a service's error says of an event.
+    pub(super) fn of_service(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        match error.into().downcast::<Passing>() {
+            Ok(passing) => passing.0,
+            Err(source) => Self::failed(source),
+        }
+    }
+
+    /// What an error says that comes without a verdict.
+    fn failed(source: Box<dyn Error + Send + Sync>) -> Self {
+        if source.is::<PayloadError>() {
+            Self::DeadLetter { reason: source }
+        } else {
+            Self::Retry { after: None, source }
+        }
+    }
+
     fn said(&self) -> &(dyn Error + Send + Sync) {
         match self {
             Self::Retry { source, .. } | Self::Fatal { source } => &**source,
@@ -69,12 +92,7 @@ impl HandlerError {
 // `HandlerError` deliberately is no `Error` itself: this conversion would then overlap with that of a type to itself.
 impl<E: Error + Send + Sync + 'static> From<E> for HandlerError {
     fn from(error: E) -> Self {
-        let source: Box<dyn Error + Send + Sync> = Box::new(error);
-        if source.is::<PayloadError>() {
-            Self::DeadLetter { reason: source }
-        } else {
-            Self::Retry { after: None, source }
-        }
+        Self::failed(Box::new(error))
     }
 }
 
@@ -92,5 +110,21 @@ impl fmt::Debug for HandlerError {
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self.said(), f)
+    }
+}
+
+/// One on its way through what takes errors only.
+#[derive(Debug)]
+struct Passing(HandlerError);
+
+impl fmt::Display for Passing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Passing {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.said().source()
     }
 }

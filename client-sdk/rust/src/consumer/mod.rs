@@ -37,6 +37,7 @@ mod redrive;
 mod retention;
 mod router;
 mod sequence;
+mod service;
 mod settings;
 mod stats;
 mod structured;
@@ -54,7 +55,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::{Claiming, ConsumerBuilder},
-    effect::{Effect, ServiceEffect, service},
+    effect::Effect,
     error::{BuildError, ConsumerError, RecordPlace},
     event::{Event, PayloadError},
     handler::{BatchHandler, Handler, HandlerFn},
@@ -64,6 +65,7 @@ pub use self::{
     retention::Beyond,
     router::{PayloadFn, Router, Typed, json, protobuf},
     sequence::{Irregularity, IrregularityKind},
+    service::{FromService, InTransaction, service},
     stats::{Stats, StatsReader},
 };
 use self::{

@@ -23,6 +23,7 @@ mod retention;
 mod rig;
 mod router;
 mod sequences;
+mod service;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod testkit;

@@ -1,0 +1,100 @@
+//! Handlers and effects that are tower services.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use outbox_harness::kafka::{fresh_topic, header, read_topic};
+use outbox_proto::record::Attributes;
+use outbox_sdk::{Event, HandlerError, InTransaction, claim::MemoryClaims, service};
+use tower::{BoxError, ServiceBuilder, service_fn};
+
+use crate::rig::{Rig, Running, SOON, effect, event, unstored};
+
+/// What the layer's timeout is, and far less than what it stops takes.
+const QUICK: Duration = Duration::from_millis(500);
+
+fn of_type(event_type: &str) -> Attributes {
+    Attributes { event_type: event_type.into(), ..event() }
+}
+
+/// Has its effect, and is then too slow, once, or says that it is hopeless.
+async fn mail(request: InTransaction<'_>, slow: Arc<AtomicU64>) -> Result<(), BoxError> {
+    let InTransaction { event, tx } = request;
+    effect("mailer", &event, tx).await.map_err(HandlerError::boxed)?;
+    match event.event_type() {
+        "slow" if slow.fetch_add(1, SeqCst) == 0 => std::future::pending().await,
+        "hopeless" => Err(HandlerError::dead_letter("no such user").boxed()),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Clone)]
+struct Mail {
+    slow: Arc<AtomicU64>,
+}
+
+impl<'t> tower::Service<InTransaction<'t>> for Mail {
+    type Response = ();
+    type Error = BoxError;
+    type Future = futures_util::future::BoxFuture<'t, Result<(), BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: InTransaction<'t>) -> Self::Future {
+        Box::pin(mail(request, Arc::clone(&self.slow)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_in_layers_handles_events_in_their_transactions() {
+    let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
+    let slow = Arc::<AtomicU64>::default();
+    let mail = ServiceBuilder::new().concurrency_limit(1).timeout(QUICK).service(Mail { slow: Arc::clone(&slow) });
+    let hopeless = of_type("hopeless");
+    rig.publish([(0, event()), (0, of_type("slow")), (0, hopeless.clone()), (0, event())]).await;
+
+    let consumer = rig.builder("mailer").dead_letters(&letters).handler(service(mail));
+    let running = Running::start(consumer.build().unwrap());
+    running.until("all to be settled", |stats| stats.handled == 3 && stats.dead_lettered == 1).await;
+
+    assert_eq!(rig.effects("mailer").await, (3, 3), "what was stopped and what was hopeless left nothing");
+    assert_eq!((running.stats().retries, slow.load(SeqCst)), (1, 2));
+    running.shut_down().await.unwrap();
+    let put = &read_topic(&letters)[..];
+    let [put] = put else { panic!("one record: {put:?}") };
+    assert_eq!(header(put, "ce_id"), Some(hopeless.id.to_string()));
+    assert_eq!(header(put, "outbox-origin-reason").as_deref(), Some("the handler failed: no such user"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_in_layers_has_effects_under_leases() {
+    let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
+    let performed = Arc::<AtomicU64>::default();
+    let count = Arc::clone(&performed);
+    let perform = service_fn(move |event: Event| {
+        let before = count.fetch_add(1, SeqCst);
+        async move {
+            match event.event_type() {
+                "slow" if before == 0 => std::future::pending().await,
+                "hopeless" => Err(HandlerError::dead_letter("no such user").boxed()),
+                _ => Ok(event.id().as_bytes().to_vec()),
+            }
+        }
+    });
+    let perform = ServiceBuilder::new().timeout(QUICK).service(perform);
+    rig.publish([(0, of_type("slow")), (0, of_type("hopeless")), (0, event())]).await;
+
+    let consumer = unstored("mailer", &rig.topic).claims(MemoryClaims::new(10), SOON).dead_letters(&letters);
+    let running = Running::start(consumer.effect(service(perform)).build().unwrap());
+    running.until("all to be settled", |stats| stats.handled == 2 && stats.dead_lettered == 1).await;
+    assert_eq!((running.stats().retries, performed.load(SeqCst)), (1, 4));
+    running.shut_down().await.unwrap();
+    assert_eq!(read_topic(&letters).len(), 1);
+}
