@@ -251,7 +251,7 @@ async fn one_event_that_is_never_acknowledged_holds_up_no_others() {
 /// Deaths that come by themselves, one after the other: between two of them something is done with for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn lanes_sent_with_care_get_on_between_deaths_in_quick_succession() {
-    const BETWEEN: usize = 12;
+    const BETWEEN: usize = 30;
     for source in [Source::Poll, Source::Wal] {
         let outbox = Outbox::fresh("deaths", 1).await;
         let relay = outbox.relay();
