@@ -72,17 +72,19 @@ impl Client {
             request.set_timeout(until.saturating_duration_since(Instant::now()));
             trace::inject(span, request.metadata_mut());
             *attempts += 1;
-            let status = match timeout_at(until, send(request)).await {
+            let answer = timeout_at(until, send(request)).await;
+            let unsent = sent.take_back();
+            let status = match answer {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) if !timed_out(&status) => status,
                 // What earlier attempts failed with says more than that there was no time for another one.
-                _ if !sent.is_set() => before.unwrap_or_else(|| no_connection(call.deadline)),
+                _ if unsent => before.unwrap_or_else(|| no_connection(call.deadline)),
                 _ => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
             };
             let verdict = judge(&status);
             let failure = |status| Failure::new(call.request_id, *attempts, status);
             let (after, reached) = match verdict {
-                Verdict::Retry { after, reached } => (after, reached && sent.is_set()),
+                Verdict::Retry { after, reached } => (after, reached && !unsent),
                 Verdict::Refused { settles } if settles || !reached_before => {
                     return Err(CommitError::Refused(failure(status)));
                 }

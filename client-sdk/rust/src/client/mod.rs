@@ -244,7 +244,7 @@ impl ClientBuilder {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn connect(self) -> Result<Client, ConnectError> {
-        let connection = sent::telling(self.channel()?);
+        let connection = sent::heeding(self.channel()?);
         let bad = || ConnectError::Endpoint { endpoint: self.endpoint.clone(), source: None };
         let uri: http::Uri = self.endpoint.parse().map_err(|_| bad())?;
         let tls = uri.scheme_str() == Some("https");
