@@ -4,7 +4,7 @@
 //! ends by its deadline; its outcome is in doubt only if some attempt's message was sent. It deliberately holds no opinion
 //! on single failures: `retry` judges them.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
@@ -78,12 +78,14 @@ impl Client {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) if !timed_out(&status) => status,
                 // What earlier attempts failed with says more than that there was no time for another one.
-                _ if unsent => before.unwrap_or_else(|| no_connection(call.deadline)),
+                _ if unsent => before.unwrap_or_else(|| not_sent(call.deadline)),
                 _ => Status::deadline_exceeded(format!("no answer within {:?}", call.deadline)),
             };
             let verdict = judge(&status);
             let failure = |status| Failure::new(call.request_id, *attempts, status);
             let (after, reached) = match verdict {
+                // Not even the channel took it.
+                Verdict::Unknown if unsent && !reached_before => return Err(CommitError::Unreachable(failure(status))),
                 Verdict::Retry { after, reached } => (after, reached && !unsent),
                 Verdict::Refused { settles } if settles || !reached_before => {
                     return Err(CommitError::Refused(failure(status)));
@@ -93,10 +95,10 @@ impl Client {
             reached_before |= reached;
             let delay = after.unwrap_or_default() + BACKOFF.delay(*attempts);
             if Instant::now() + delay >= until {
-                return Err(match status.code() {
-                    _ if reached_before => CommitError::Unknown(failure(status)),
-                    Code::Unavailable => CommitError::Unreachable(failure(status)),
-                    _ => CommitError::Refused(failure(status)),
+                return Err(match reached_before {
+                    true => CommitError::Unknown(failure(status)),
+                    false if is_answer(&status) => CommitError::Refused(failure(status)),
+                    false => CommitError::Unreachable(failure(status)),
                 });
             }
             tracing::debug!(attempt = *attempts, delay = ?delay, error = %status.code(), "the call is tried again");
@@ -106,6 +108,24 @@ impl Client {
     }
 }
 
-fn no_connection(deadline: Duration) -> Status {
-    Status::unavailable(format!("no connection within {deadline:?}"))
+fn not_sent(deadline: Duration) -> Status {
+    Status::unavailable(format!("the request could not be sent within {deadline:?}"))
+}
+
+/// Whether a server said so that nothing was applied, and when to try again. What is made here has a cause, or is `not_sent`.
+fn is_answer(status: &Status) -> bool {
+    status.source().is_none() && status.code() != Code::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_refuses_and_a_connection_does_not() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(!is_answer(&Status::from_error(Box::new(broken))));
+        assert!(!is_answer(&not_sent(Duration::from_secs(1))));
+        assert!(is_answer(&Status::resource_exhausted("quota")) && is_answer(&Status::aborted("conflict")));
+    }
 }

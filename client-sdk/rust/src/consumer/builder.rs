@@ -160,8 +160,8 @@ impl<M> ConsumerBuilder<M> {
     }
 
     /// How much of one partition waits to be handled or is being handled: at most this many records, 500 unless set, and
-    /// about this many bytes, 16 MiB unless set (one record more). A partition at its bound is read no further until some
-    /// of it is handled. Besides that Kafka's client fetches ahead, as much as `queued.max.messages.kbytes` says.
+    /// about this many bytes, 16 MiB unless set (one record more). A partition at its bound is read no further until an
+    /// eighth of it is handled, or a worker has nothing to do. Besides that Kafka's client fetches ahead, as much as `queued.max.messages.kbytes` says.
     pub fn partition_bound(mut self, records_max: usize, bytes_max: usize) -> Self {
         self.settings.bound = Bound { records: records_max, bytes: bytes_max };
         self
@@ -251,6 +251,7 @@ impl<M: Mode> ConsumerBuilder<M> {
             kafka,
             topics: settings.topics,
             bound: settings.bound,
+            workers: settings.concurrency,
             commit_interval: settings.commit_interval,
             drain_budget: settings.drain_budget,
         })

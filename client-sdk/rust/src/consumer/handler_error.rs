@@ -58,8 +58,8 @@ impl HandlerError {
         Self::Fatal { source: message.into().into() }
     }
 
-    /// As an error like any other, for a tower service: [`service`](super::service) finds it again, whatever layers it has
-    /// passed through.
+    /// As an error like any other, for a tower service: [`service`](super::service) finds it again behind layers that pass
+    /// errors on as they are. One that a layer wraps in an error of its own is tried again.
     pub fn boxed(self) -> Box<dyn Error + Send + Sync> {
         Box::new(Passing(self))
     }

@@ -18,7 +18,7 @@ use super::{
     window::Window,
 };
 
-/// A lane whose room is less than this part of its bound is not read on.
+/// A lane whose room is less than this part of its bound is not read on, as long as that leaves all its workers busy.
 const FEW: usize = 8;
 /// How many times a lane's bound of records may be settled behind one that is not, before reading stops.
 const HELD_UP_MAX: usize = 20;
@@ -64,6 +64,8 @@ pub(super) struct Lanes {
     start: StartLane,
     runtime: Handle,
     bound: Bound,
+    /// Less room than this counts as none.
+    few: usize,
     counters: Arc<Counters>,
     last_epoch: Epoch,
     lanes: HashMap<Epoch, Lane>,
@@ -71,13 +73,16 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
+    /// `workers` is how many a lane has at most.
+    ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub(super) fn new(start: StartLane, bound: Bound, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(start: StartLane, bound: Bound, workers: usize, counters: Arc<Counters>) -> Self {
         Self {
             start,
             runtime: Handle::current(),
             bound,
+            few: (bound.records / FEW).min(bound.records.saturating_sub(workers)),
             counters,
             last_epoch: 0,
             lanes: HashMap::new(),
@@ -111,7 +116,7 @@ impl Lanes {
         let left = self.bound.records.saturating_sub(lane.in_flight);
         Bound {
             // To read a few at a time whenever a few are settled would cost more than they do.
-            records: if left < self.bound.records / FEW { 0 } else { left.min(held_up) },
+            records: if left < self.few { 0 } else { left.min(held_up) },
             bytes: self.bound.bytes.saturating_sub(lane.bytes),
         }
     }
@@ -204,10 +209,14 @@ mod tests {
     use crate::consumer::{mailbox::Settled, record::Place};
 
     fn lanes(records: usize) -> Lanes {
+        lanes_with(records, 1)
+    }
+
+    fn lanes_with(records: usize, workers: usize) -> Lanes {
         let start: StartLane = Box::new(|runtime, mut end| {
             runtime.spawn(async move { while end.records.recv().await.is_some() {} }).abort_handle()
         });
-        Lanes::new(start, Bound { records, bytes: 1 << 20 }, Arc::default())
+        Lanes::new(start, Bound { records, bytes: 1 << 20 }, workers, Arc::default())
     }
 
     fn record(offset: i64) -> Vec<Record> {
@@ -239,16 +248,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lane_that_is_nearly_full_is_not_read_on() {
-        let mut lanes = lanes(2 * FEW);
-        lanes.open(&users());
-        let last = 2 * FEW as i64 - 2;
-        (0..last).for_each(|offset| lanes.push(record(offset)));
-        assert_eq!(lanes.room("users", 0).records, 2);
-        lanes.push(record(last));
-        assert_eq!(lanes.room("users", 0).records, 0);
-        lanes.apply(&settled(1, 0));
-        assert_eq!(lanes.room("users", 0).records, 2);
+    async fn a_lane_that_is_nearly_full_is_not_read_on_unless_its_workers_would_have_nothing_to_do() {
+        for (workers, room_of_one) in [(1, 0), (2 * FEW - 1, 1)] {
+            let mut lanes = lanes_with(2 * FEW, workers);
+            lanes.open(&users());
+            let last = 2 * FEW as i64 - 2;
+            (0..last).for_each(|offset| lanes.push(record(offset)));
+            assert_eq!(lanes.room("users", 0).records, 2);
+            lanes.push(record(last));
+            assert_eq!(lanes.room("users", 0).records, room_of_one, "{workers} workers");
+            lanes.apply(&settled(1, 0));
+            assert_eq!(lanes.room("users", 0).records, 2);
+        }
     }
 
     /// What is settled behind a record that is not has to be remembered, and is bounded as well.

@@ -113,6 +113,8 @@ pub struct Consumer {
     kafka: ClientConfig,
     topics: Vec<String>,
     bound: Bound,
+    /// Of a lane, at most.
+    workers: usize,
     commit_interval: Duration,
     drain_budget: Duration,
 }
@@ -155,7 +157,7 @@ impl Consumer {
         let mailbox = self.mailbox;
         let (outcome, ended) = oneshot::channel();
         let mail = Arc::clone(&mailbox);
-        let lanes = Lanes::new(self.start, self.bound, self.counters);
+        let lanes = Lanes::new(self.start, self.bound, self.workers, self.counters);
         let context = Context::new(lanes, Arc::clone(&mail), self.drain_budget);
         let (kafka, topics) = (self.kafka, self.topics);
         let (commit_interval, drain_budget) = (self.commit_interval, self.drain_budget);

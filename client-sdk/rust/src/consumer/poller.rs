@@ -201,7 +201,7 @@ mod tests {
             };
             runtime.spawn(lane).abort_handle()
         });
-        let lanes = Lanes::new(start, Bound { records: BOUND, bytes: 1 << 20 }, Arc::default());
+        let lanes = Lanes::new(start, Bound { records: BOUND, bytes: 1 << 20 }, 1, Arc::default());
         let (commit_interval, drain_budget) = (Duration::from_secs(1), Duration::from_secs(1));
         let context = Context::new(lanes, Arc::clone(&mailbox), drain_budget);
         let consumer = subscribe(&member(group), context, &[topic.to_owned()], &mailbox).expect("it can subscribe");

@@ -121,7 +121,8 @@ impl Piece {
     /// An empty one with room for what is in this one: the next records are mostly like those before.
     fn like(&self) -> Self {
         let bytes = Vec::with_capacity(self.bytes.len().min(PIECE_BYTES));
-        let (names, headers) = (String::with_capacity(self.names.len()), Vec::with_capacity(self.headers.len()));
+        let names = String::with_capacity(self.names.len().min(PIECE_BYTES));
+        let headers = Vec::with_capacity(self.headers.len().min(PIECE_BYTES / HEADER_BYTES));
         Self { topic: Arc::clone(&self.topic), bytes, names, headers }
     }
 

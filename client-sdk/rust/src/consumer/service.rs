@@ -1,7 +1,7 @@
 //! Handlers and effects made of tower services, with whatever layers are around them: timeouts, limits, one's own.
 //!
-//! Invariant: what a service says of an event is what a handler would say: its layers may add failures, and hide none. It
-//! deliberately has no opinion on layers: one that answers in the service's place answers for it.
+//! Invariant: what a service says of an event is what a handler would say. It deliberately has no opinion on layers: one
+//! that answers in the service's place answers for it.
 
 use std::error::Error;
 
@@ -23,6 +23,9 @@ pub struct InTransaction<'t, DB: Database = Postgres> {
 /// Makes an [`Effect`] of a tower service of events, whose answer is the result that is stored; or a [`Handler`] of one
 /// of events [in a transaction](InTransaction). Its error is tried again, unless it is a
 /// [`HandlerError`](HandlerError::boxed) that says otherwise. Each event has a clone of the service.
+///
+/// A layer that gives a service up, as a timeout does, ends no statement that it has sent: the transaction is rolled back
+/// when the database has done with that. Bound statements by the database's own `statement_timeout`.
 ///
 /// ```
 /// use std::time::Duration;

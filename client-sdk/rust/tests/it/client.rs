@@ -271,19 +271,30 @@ async fn a_connection_that_is_not_made_in_time_leaves_no_doubt() {
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     let mut queued = Vec::new();
-    while let Ok(connection) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+    while let Ok(connection) = timeout(Duration::from_secs(1), TcpStream::connect(address)).await {
         queued.push(connection.unwrap());
         assert!(queued.len() < 64, "the queue never fills");
     }
-    let error = client(address).commit().deadline(Duration::from_millis(400)).send().await.expect_err("it hangs");
+    let error = client(address).commit().deadline(Duration::from_secs(1)).send().await.expect_err("it hangs");
     assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
     assert_eq!(error.failure().attempts(), 1);
 
     // A message that was sent is in doubt, although nobody reads it.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = client(silent.local_addr().unwrap());
-    let error = client.commit().deadline(Duration::from_millis(400)).send().await.expect_err("nobody answers");
+    let error = client.commit().deadline(Duration::from_secs(1)).send().await.expect_err("nobody answers");
     assert!(matches!(error, CommitError::Unknown(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_client_whose_runtime_has_ended_reaches_nobody() {
+    let orphan = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async { client("127.0.0.1:1".parse().unwrap()) })
+    });
+    let orphan = orphan.join().unwrap();
+    let error = orphan.commit().deadline(Duration::from_secs(5)).send().await.expect_err("nothing carries it");
+    assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ async fn trap_10_an_event_that_is_older_than_the_window_is_not_performed_under_a
         }));
         let consumer = unstored("mailer", &rig.topic).group(format!("{group}-{}", rig.topic));
         let consumer = consumer.window(window, Beyond::Warn).dead_letters(&letters);
-        Running::start(consumer.claims(claims.clone(), SOON).effect(effect).build().unwrap())
+        Running::start(consumer.claims(claims.clone(), 10 * SOON).effect(effect).build().unwrap())
     };
     rig.publish([(0, old.clone()), (0, fresh.clone())]).await;
 

@@ -15,8 +15,8 @@ use tower::{BoxError, ServiceBuilder, service_fn};
 
 use crate::rig::{Rig, Running, SOON, effect, event, unstored};
 
-/// What the layer's timeout is, and far less than what it stops takes.
-const QUICK: Duration = Duration::from_millis(500);
+/// The layer's timeout: far more than an insert takes, and less than what it stops.
+const QUICK: Duration = Duration::from_secs(3);
 
 fn of_type(event_type: &str) -> Attributes {
     Attributes { event_type: event_type.into(), ..event() }
