@@ -1,4 +1,5 @@
-//! Claims that are rows of a database: what the stores on Postgres and SQLite have in common.
+//! Claims that are rows of a database: what the stores on Postgres and SQLite have in common, and what is answered from a
+//! claim, wherever it is held.
 //!
 //! Invariant: each call that changes something is one statement on one row, so it is done or not done.
 //! It deliberately holds no SQL: each store has its own.
@@ -6,21 +7,21 @@
 use std::time::Duration;
 
 use super::{Claimed, Hold};
-use crate::inbox::{Content, EventKey};
 
 /// A claim as a store holds it.
 pub(super) struct Found {
-    pub(super) content: Option<i64>,
+    /// It was made for another event under the same name.
+    pub(super) differs: bool,
     pub(super) result: Option<Vec<u8>>,
     /// What is left of its lease.
     pub(super) left: Duration,
 }
 
 impl Found {
-    /// What a claim of this event is answered; `None` when the lease has run out, so that it is the claimer's.
-    pub(super) fn answer(self, key: &EventKey<'_>) -> Option<Claimed> {
+    /// What whoever claims the event is answered; `None` when the lease has run out, so that it is the claimer's.
+    pub(super) fn answer(self) -> Option<Claimed> {
         match self {
-            Self { content, .. } if Content::differs(key.content(), content) => Some(Claimed::Conflict),
+            Self { differs: true, .. } => Some(Claimed::Conflict),
             Self { result: Some(result), .. } => Some(Claimed::Done(result)),
             Self { left, .. } if !left.is_zero() => Some(Claimed::Held { left }),
             Self { .. } => None,
@@ -44,18 +45,20 @@ macro_rules! claims_in_rows {
         impl Claims for $store {
             async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
                 let scope = $scope(&self.pool, &self.scopes, consumer, key.source()).await?;
-                let token = Uuid::now_v7();
+                let (token, content) = (Uuid::now_v7(), key.content());
                 loop {
                     let claim = sqlx::query_scalar::<_, i32>(CLAIM).bind(scope).bind(key.id());
-                    let claim = claim.bind(key.content().map(Content::number)).bind(token).bind(millis(lease));
+                    let claim = claim.bind(content.map(Content::number)).bind(token).bind(millis(lease));
                     if let Some(attempts) = claim.fetch_optional(&self.pool).await? {
                         return Ok(Claimed::Yours(Claim::new(scope, key.id(), token, attempts.unsigned_abs())));
                     }
                     let found = sqlx::query_as::<_, (Option<i64>, Option<Vec<u8>>, i64)>(FOUND);
                     let found = found.bind(scope).bind(key.id()).fetch_optional(&self.pool).await?;
                     // None when it ran out, or was deleted, just now.
-                    let answer = found.and_then(|(content, result, left)| {
-                        Found { content, result, left: Duration::from_millis(left.unsigned_abs()) }.answer(key)
+                    let answer = found.and_then(|(stored, result, left)| {
+                        let (differs, left) =
+                            (Content::differs(content, stored), Duration::from_millis(left.unsigned_abs()));
+                        Found { differs, result, left }.answer()
                     });
                     if let Some(answer) = answer {
                         return Ok(answer);

@@ -14,7 +14,7 @@ use super::{
     record::{Record, Span},
     structured,
 };
-use crate::inbox::{Content, EventKey};
+use crate::inbox::EventKey;
 
 /// An event as a handler gets it: the attributes of the CloudEvent, and the Kafka record that carried it. Cheap to
 /// clone.
@@ -103,7 +103,7 @@ impl Event {
         let present: &[u8] = if payload.is_some() { &[1] } else { &[0] };
         let event_type = self.content().part(self.0.attributes.event_type);
         let parts = [event_type, self.key().unwrap_or_default(), present, payload.unwrap_or_default()];
-        let key = EventKey::new(self.source(), self.id()).holding(Content::of(parts));
+        let key = EventKey::new(self.source(), self.id()).holding_parts(parts);
         self.happened_at().map_or(key, |time| key.at(time))
     }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::{Database, Pool, Postgres, SqlStr};
 
+pub(crate) use self::key::Held;
 pub(crate) use self::postgres::scope as postgres_scope;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteInbox;

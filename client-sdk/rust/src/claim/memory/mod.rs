@@ -1,0 +1,130 @@
+//! Claims in memory: for tests, and where a repeat after a restart does no harm.
+//!
+//! Invariant: at most `capacity` claims are held. The one that ended longest ago, completed or given up, makes room for a
+//! new one, so what was completed long ago may be claimed again. What is being worked on is never dropped. Large stores are
+//! divided by event, so that workers seldom wait for each other; room is then made, and found missing, in the event's part.
+//!
+//! It deliberately is no inbox: without transactions it cannot promise effects once, and the types do not let it.
+
+mod part;
+mod scopes;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use uuid::Uuid;
+
+use self::part::Part;
+use super::{Claim, Claimed, Claims, Hold};
+use crate::inbox::{EventKey, InboxError};
+
+/// How many parts there are at most.
+const PARTS_MAX: usize = 16;
+/// A part has room for so many claims at least, unless it is the only one. Ids are spread evenly, so no part fills up much
+/// earlier than another.
+const PART_MIN: usize = 4_096;
+
+/// Claims in this process's memory. Clones share them.
+///
+/// A claim takes about a hundred bytes, and its result. Memory is taken as claims are added.
+#[derive(Clone, Debug)]
+pub struct MemoryClaims {
+    parts: Arc<[Mutex<Part>]>,
+}
+
+impl MemoryClaims {
+    /// Room for so many claims. When it is full, the one is forgotten that was completed or given up first; claiming fails
+    /// with [`InboxError::Full`] while all of them are being worked on.
+    pub fn new(capacity: usize) -> Self {
+        let parts = (capacity / PART_MIN).clamp(1, PARTS_MAX);
+        let part = |number: usize| Mutex::new(Part::new(capacity / parts + usize::from(number < capacity % parts)));
+        Self { parts: (0..parts).map(part).collect() }
+    }
+
+    /// The part of this event.
+    fn part(&self, event_id: Uuid) -> MutexGuard<'_, Part> {
+        // The last bytes are those that differ, whichever kind of id it is.
+        let number = event_id.as_u64_pair().1 as usize % self.parts.len();
+        self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claims for MemoryClaims {
+    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        self.part(key.id()).claim(consumer, key, lease)
+    }
+
+    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
+        Ok(self.part(claim.event_id).extend(claim, lease))
+    }
+
+    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
+        Ok(self.part(claim.event_id).complete(claim, result))
+    }
+
+    /// Nothing: the oldest make room by themselves.
+    async fn expire(&self, _: &str, _: Duration, _: i64) -> Result<u64, InboxError> {
+        Ok(0)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
+        Ok(self.part(claim.event_id).release(claim))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> EventKey<'static> {
+        EventKey::new("/shop", Uuid::now_v7())
+    }
+
+    async fn yours(claims: &MemoryClaims, key: &EventKey<'_>, lease: Duration) -> Claim {
+        match claims.claim("mailer", key, lease).await {
+            Ok(Claimed::Yours(claim)) => claim,
+            other => panic!("expected the lease, got {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_completed_makes_room_and_what_is_worked_on_does_not() {
+        let (claims, lease) = (MemoryClaims::new(2), Duration::from_secs(60));
+        let (first, second, third) = (key(), key(), key());
+        let one = yours(&claims, &first, lease).await;
+        yours(&claims, &second, lease).await;
+        assert!(matches!(claims.claim("mailer", &third, lease).await, Err(InboxError::Full(2))));
+        claims.complete(&one, b"sent").await.expect("memory does not fail");
+        yours(&claims, &third, lease).await;
+        assert!(matches!(claims.claim("mailer", &second, lease).await, Ok(Claimed::Held { .. })));
+    }
+
+    /// Otherwise dead letters would fill the store for good.
+    #[tokio::test]
+    async fn what_was_given_up_makes_room() {
+        let (claims, lease) = (MemoryClaims::new(2), Duration::from_secs(60));
+        let given_up = yours(&claims, &key(), lease).await;
+        let working = key();
+        yours(&claims, &working, lease).await;
+        claims.release(&given_up).await.expect("memory does not fail");
+        yours(&claims, &key(), lease).await;
+        assert!(matches!(claims.claim("mailer", &working, lease).await, Ok(Claimed::Held { .. })));
+        assert!(matches!(claims.claim("mailer", &key(), lease).await, Err(InboxError::Full(2))));
+    }
+
+    #[tokio::test]
+    async fn the_parts_of_a_large_store_have_room_for_as_many_as_it_was_made_for() {
+        let (claims, lease) = (MemoryClaims::new(3 * PART_MIN + 2), Duration::from_secs(60));
+        let capacity = |part: &Mutex<Part>| part.lock().expect("nobody panics with it").capacity;
+        assert!(claims.parts.iter().map(capacity).eq([PART_MIN + 1, PART_MIN + 1, PART_MIN]));
+        for _ in 0..100 {
+            let key = key();
+            let claim = yours(&claims, &key, lease).await;
+            assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Held { .. })));
+            assert_eq!(claims.complete(&claim, b"sent").await.expect("memory does not fail"), Hold::Kept);
+            assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Done(sent)) if sent == b"sent"));
+        }
+    }
+}
