@@ -11,6 +11,7 @@ use std::{
     hash::{Hash as _, Hasher as _},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::Notify, task::JoinSet};
@@ -32,6 +33,8 @@ use super::{
 const SINGLY_MAX: usize = 256;
 /// After how many settled records the polling thread is told of them.
 const REPORTED_MAX: usize = 256;
+/// After how long it is told of them at the latest, unless the next one takes longer.
+const REPORTED_WITHIN: Duration = Duration::from_millis(10);
 
 /// What the workers of a lane share.
 struct Lane<M> {
@@ -125,8 +128,8 @@ impl<M: Mode> Lane<M> {
     /// Settles what is ready, for as long as there is something.
     async fn worker(self: Arc<Self>) -> Result<(), ConsumerError> {
         let (session, labels, stop) = (M::Session::default(), Arc::clone(&self.labels), self.stop.clone());
-        let mut desk = Desk { session, labels, stop };
-        let report = Report { mailbox: &self.work.mailbox, settled: Mutex::default() };
+        let mut desk = Desk { session, lap: None, labels, stop };
+        let report = Report { mailbox: &self.work.mailbox, pending: Mutex::default() };
         loop {
             let Some((line, records)) = self.take() else {
                 match self.rest(&mut desk.session).await {
@@ -134,7 +137,7 @@ impl<M: Mode> Lane<M> {
                     false => return Ok(()),
                 }
             };
-            let settled = |record: &Record| report.add(Settled::of(self.epoch, record));
+            let settled = |record: &Record, at| report.add(Settled::of(self.epoch, record), at);
             let settling = self.work.settle_all(records, &mut desk, settled);
             match report.during(settling).await? {
                 Outcome::Settled => self.state().queue.done(line),
@@ -195,20 +198,34 @@ impl<M: Mode> Lane<M> {
 /// What is settled and not told to the polling thread yet: it is told of many quick ones at once.
 struct Report<'a> {
     mailbox: &'a Mailbox,
-    settled: Mutex<Vec<Settled>>,
+    pending: Mutex<Pending>,
+}
+
+#[derive(Default)]
+struct Pending {
+    settled: Vec<Settled>,
+    /// When the first of them was.
+    since: Option<Instant>,
 }
 
 impl Report<'_> {
-    fn add(&self, settled: Settled) {
-        let mut all = self.settled();
-        all.push(settled);
-        if all.len() >= REPORTED_MAX {
-            self.mailbox.settled(&mut all);
+    /// Adds one that was settled at this time.
+    fn add(&self, settled: Settled, at: Instant) {
+        let mut pending = self.pending();
+        pending.settled.push(settled);
+        let since = *pending.since.get_or_insert(at);
+        if pending.settled.len() >= REPORTED_MAX || at.saturating_duration_since(since) >= REPORTED_WITHIN {
+            self.tell(&mut pending);
         }
     }
 
+    fn tell(&self, pending: &mut Pending) {
+        self.mailbox.settled(&mut pending.settled);
+        pending.since = None;
+    }
+
     fn send(&self) {
-        self.mailbox.settled(&mut self.settled());
+        self.tell(&mut self.pending());
     }
 
     /// Sends whenever this waits for something, and at its end.
@@ -222,8 +239,8 @@ impl Report<'_> {
         .await
     }
 
-    fn settled(&self) -> MutexGuard<'_, Vec<Settled>> {
-        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -236,5 +253,27 @@ struct End<'a> {
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.mailbox.ended(self.epoch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_settled_is_told_in_time_though_its_handler_never_waits() {
+        let (mailbox, began) = (Mailbox::default(), Instant::now());
+        let report = Report { mailbox: &mailbox, pending: Mutex::default() };
+        let told = || mailbox.wait(Duration::ZERO).settled.len();
+        let add = |offset, after| report.add(Settled { epoch: 1, offset, bytes: 1 }, began + after);
+        add(0, Duration::ZERO);
+        add(1, REPORTED_WITHIN / 2);
+        assert_eq!(told(), 0, "many quick ones are told at once");
+        add(2, REPORTED_WITHIN);
+        assert_eq!(told(), 3);
+        add(3, REPORTED_WITHIN * 3 / 2);
+        assert_eq!(told(), 0, "counted from the first that is not told");
+        (4..).take(REPORTED_MAX - 1).for_each(|offset| add(offset, REPORTED_WITHIN * 3 / 2));
+        assert_eq!(told(), REPORTED_MAX);
     }
 }

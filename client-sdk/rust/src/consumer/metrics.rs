@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::Utc;
 use opentelemetry::{
     KeyValue, StringValue, global,
     metrics::{Counter, Histogram, Meter},
@@ -19,6 +18,7 @@ use opentelemetry::{
 
 use super::{
     Event,
+    lap::Lap,
     stats::{Counters, Stats},
 };
 
@@ -68,15 +68,14 @@ impl Metrics {
     }
 
     /// An attempt has succeeded. `handled` is how many of the events the handler was given.
-    pub(super) fn succeeded(&self, labels: &Labels, events: &[&Event], handled: u64, took: Duration) {
-        self.duration.record(took.as_secs_f64(), labels);
+    pub(super) fn succeeded(&self, labels: &Labels, events: &[&Event], handled: u64, began: &Lap, ended: &Lap) {
+        self.duration.record(ended.since(began).as_secs_f64(), labels);
         if handled == 0 {
             return;
         }
         self.consumed.add(handled, labels);
-        let now = Utc::now();
         for time in events.iter().filter_map(|event| event.happened_at()) {
-            self.age.record(now.signed_duration_since(time).as_seconds_f64().max(0.0), labels);
+            self.age.record(ended.age(time), labels);
         }
     }
 

@@ -26,6 +26,7 @@ mod handler;
 mod handler_error;
 mod lane;
 mod lanes;
+mod lap;
 mod mailbox;
 mod metrics;
 pub(crate) mod mode;

@@ -21,6 +21,7 @@ use super::{
     ConsumerError, Event, RecordPlace,
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
+    lap::Lap,
     mailbox::Mailbox,
     metrics::{Labels, Metrics},
     mode::{Done, Mode, Scope},
@@ -49,9 +50,18 @@ pub(super) struct Work<M> {
 pub(super) struct Desk<S> {
     /// What it keeps from one attempt to the next.
     pub(super) session: S,
+    /// When the last attempt ended, if nothing has happened since.
+    pub(super) lap: Option<Lap>,
     pub(super) labels: Labels,
     /// The lane is to stop.
     pub(super) stop: CancellationToken,
+}
+
+impl<S> Desk<S> {
+    /// When what was done last had ended.
+    fn at(&self) -> Instant {
+        self.lap.map_or_else(Instant::now, |lap| lap.at())
+    }
 }
 
 /// Whether a record was settled, or the lane stopped before.
@@ -75,6 +85,10 @@ enum Found {
 }
 
 impl Found {
+    fn of(record: Record) -> Self {
+        Event::decode(record).map_or_else(|(record, error)| Self::Junk(*record, error), Self::Event)
+    }
+
     fn record(&self) -> &Record {
         match self {
             Self::Event(event) => event.record(),
@@ -84,21 +98,35 @@ impl Found {
 }
 
 impl<M: Mode> Work<M> {
-    /// Settles records of one line, in order and as a batch where the mode has batches, and tells `settled` of each.
+    /// Settles records of one line, in order and as a batch where the mode has batches, and tells `settled` of each and
+    /// when it was.
     pub(super) async fn settle_all(
         &self,
         records: Vec<Record>,
         desk: &mut Desk<M::Session>,
-        mut settled: impl FnMut(&Record),
+        mut settled: impl FnMut(&Record, Instant),
     ) -> Result<Outcome, ConsumerError> {
-        let found: Vec<Found> = records
-            .into_iter()
-            .map(|record| Event::decode(record).map_or_else(|(record, e)| Found::Junk(*record, e), Found::Event))
-            .collect();
-        if found.len() > 1 && self.mode.batch_max() > 1 && self.batch(&found, desk).await {
-            found.iter().for_each(|found| settled(found.record()));
+        desk.lap = None;
+        let found = records.into_iter().map(Found::of);
+        if found.len() == 1 || self.mode.batch_max() == 1 {
+            return self.settle_each(found, desk, settled).await;
+        }
+        let found: Vec<Found> = found.collect();
+        if self.batch(&found, desk).await {
+            let at = desk.at();
+            found.iter().for_each(|found| settled(found.record(), at));
             return Ok(Outcome::Settled);
         }
+        self.settle_each(found, desk, settled).await
+    }
+
+    /// Settles records one after the other.
+    async fn settle_each(
+        &self,
+        found: impl IntoIterator<Item = Found>,
+        desk: &mut Desk<M::Session>,
+        mut settled: impl FnMut(&Record, Instant),
+    ) -> Result<Outcome, ConsumerError> {
         for (at, found) in found.into_iter().enumerate() {
             // Between two records, and never between a mark and its commit.
             if at > 0 && desk.stop.is_cancelled() {
@@ -106,10 +134,13 @@ impl<M: Mode> Work<M> {
             }
             let (record, outcome) = match &found {
                 Found::Event(event) => (event.record(), self.settle(event, desk).await?),
-                Found::Junk(record, error) => (record, self.junk(record, error, &desk.stop).await?),
+                Found::Junk(record, error) => {
+                    desk.lap = None;
+                    (record, self.junk(record, error, &desk.stop).await?)
+                }
             };
             match outcome {
-                Outcome::Settled => settled(record),
+                Outcome::Settled => settled(record, desk.at()),
                 Outcome::Stopped => return Ok(Outcome::Stopped),
             }
         }
@@ -226,7 +257,8 @@ impl<M: Mode> Work<M> {
     /// Handles events once. A panic is an error.
     async fn attempt(&self, events: &[&Event], desk: &mut Desk<M::Session>) -> Result<(), AttemptError> {
         let span = trace::process_span(events, &self.scope.consumer, &self.group);
-        let began = Instant::now();
+        // What follows an attempt that succeeded begins as it ends: looking at a clock takes as long as a quick handler.
+        let lap = desk.lap.take().unwrap_or_else(Lap::begin);
         let attempt = self.mode.attempt(&self.scope, events, &mut desk.session);
         // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but
         // the handler itself, whose state is the application's own.
@@ -237,7 +269,9 @@ impl<M: Mode> Work<M> {
         });
         match outcome {
             Ok(Done { handled, duplicates }) => {
-                self.metrics.succeeded(&desk.labels, events, handled, began.elapsed());
+                let next = lap.next();
+                self.metrics.succeeded(&desk.labels, events, handled, &lap, &next);
+                desk.lap = Some(next);
                 add(&self.counters.handled, handled);
                 if duplicates > 0 {
                     add(&self.counters.duplicates, duplicates);
@@ -250,7 +284,7 @@ impl<M: Mode> Work<M> {
                 if matches!(error, AttemptError::Conflict) {
                     add(&self.counters.conflicts, 1);
                 }
-                self.metrics.failed(&desk.labels, events, began.elapsed(), error.kind());
+                self.metrics.failed(&desk.labels, events, lap.next().since(&lap), error.kind());
                 span.record("error.type", error.kind());
                 span.record("otel.status_code", "error");
                 Err(error)
