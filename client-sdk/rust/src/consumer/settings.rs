@@ -14,11 +14,14 @@ const NAME_BYTES_MAX: usize = 200;
 const OWN_PROPERTIES: [&str; 4] = ["enable.auto.commit", "enable.auto.offset.store", "bootstrap.servers", "group.id"];
 /// librdkafka's default.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
-/// librdkafka would begin a new group at the end of its topics, and prefetch up to 64 MiB of each partition.
-const DEFAULTS: [(&str, &str); 5] = [
+/// librdkafka would begin a new group at the end of its topics, and prefetch up to 64 MiB of each partition. It has one
+/// fetch at a time under way with each broker, without the partitions whose queues are full at that moment: where nothing
+/// is new for the others, those would get nothing for as long as it waits, half a second.
+const DEFAULTS: [(&str, &str); 6] = [
     ("auto.offset.reset", "earliest"),
     ("queued.max.messages.kbytes", "4096"),
     ("fetch.queue.backoff.ms", "20"),
+    ("fetch.wait.max.ms", "50"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
 ];
