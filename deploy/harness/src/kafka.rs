@@ -58,6 +58,13 @@ async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) -> R
     made.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
 }
 
+/// Takes a topic away with all it holds: what is large is not left behind.
+pub async fn delete_topic(name: &str) {
+    let admin: AdminClient<DefaultClientContext> = client().create().expect("a Kafka admin client can be made");
+    let deleted = admin.delete_topics(&[name], &AdminOptions::new()).await.expect("Kafka answers");
+    deleted.into_iter().for_each(|result| drop(result.expect("the topic can be deleted")));
+}
+
 /// A plain consumer of some of a topic's partitions, from their beginning on, in no group that lasts.
 pub fn reader<C: Consumer + FromClientConfig>(topic: &str, partitions: Range<i32>) -> C {
     let consumer: C = client()

@@ -64,6 +64,9 @@ struct Options {
     /// Rounds of all
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Only what takes no database: bare loops that read, and claims in memory
+    #[arg(long)]
+    reading: bool,
 }
 
 /// Events per second, and what they took of the processors.
@@ -76,15 +79,24 @@ struct Cost {
 
 /// Events per second.
 struct Round {
+    reading: Reading,
+    /// Unless only reading is compared.
+    working: Option<Working>,
+}
+
+struct Reading {
     bare: Cost,
     bare_most: f64,
     stream: Cost,
     ids: Cost,
+    memory: Cost,
+}
+
+struct Working {
     bare_write: f64,
     bare_write_most: f64,
     single: f64,
     batch: f64,
-    memory: Cost,
     ordered: f64,
     /// What its workers could do at most.
     ordered_most: f64,
@@ -100,23 +112,26 @@ async fn main() {
     for _ in 0..options.rounds {
         rounds.push(round(&options, &topic).await);
     }
-    let median = |of: fn(&Round) -> f64| figures::median(rounds.iter().map(of));
+    kafka::delete_topic(&topic).await;
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
-    let processor = |of: fn(&Round) -> Cost| figures::median(rounds.iter().map(|round| of(round).processor));
-    let cost = |of: fn(&Round) -> Cost| {
+    let working: Vec<&Working> = rounds.iter().filter_map(|round| round.working.as_ref()).collect();
+    tell_reading(&rounds.iter().map(|round| &round.reading).collect::<Vec<_>>());
+    if !working.is_empty() {
+        tell_working(&working);
+    }
+}
+
+fn tell_reading(rounds: &[&Reading]) {
+    let median = |of: fn(&Reading) -> f64| figures::median(rounds.iter().map(|round| of(round)));
+    let cost = |of: fn(&Reading) -> Cost| {
         let rate = figures::median(rounds.iter().map(|round| of(round).rate));
-        format!("{rate:.0} ({:.2} µs)", processor(of))
+        let processor = figures::median(rounds.iter().map(|round| of(round).processor));
+        format!("{rate:.0} ({processor:.2} µs)")
     };
     println!("| one librdkafka loop, only counting | {} | | |", cost(|r| r.bare));
     println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_most));
     println!("| one task that awaits each record, only counting | {} | | |", cost(|r| r.stream));
     println!("| one librdkafka loop that reads ids | {} | | |", cost(|r| r.ids));
-    println!("| one librdkafka loop, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
-    println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_write_most));
-    println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
-    let (one, most) = (median(|r| r.batch / r.bare_write), median(|r| r.batch / r.bare_write_most));
-    let batch = median(|r| r.batch);
-    println!("| transactional, in batches | {batch:.0} | {one:.2} and {most:.2} of the same write | 0.6 |");
     let (one, most) = (median(|r| r.memory.rate / r.bare.rate), median(|r| r.memory.rate / r.bare_most));
     let (ids, work) = (median(|r| r.memory.rate / r.ids.rate), median(|r| r.memory.processor / r.ids.processor));
     let (memory, stream) = (cost(|r| r.memory), median(|r| r.memory.rate / r.stream.rate));
@@ -124,20 +139,30 @@ async fn main() {
         "| claims in memory | {memory} | {one:.2} and {most:.2} of only counting, {stream:.2} of doing so in a task; {ids:.2} \
          of reading ids, for which it takes {work:.2} of the processor time | 0.5 |"
     );
+}
+
+fn tell_working(rounds: &[&Working]) {
+    let median = |of: fn(&Working) -> f64| figures::median(rounds.iter().map(|round| of(round)));
+    println!("| one librdkafka loop, batched write without dedup | {:.0} | | |", median(|r| r.bare_write));
+    println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_write_most));
+    println!("| transactional, singly | {:.0} | | |", median(|r| r.single));
+    let (one, most) = (median(|r| r.batch / r.bare_write), median(|r| r.batch / r.bare_write_most));
+    let batch = median(|r| r.batch);
+    println!("| transactional, in batches | {batch:.0} | {one:.2} and {most:.2} of the same write | 0.6 |");
     let (ratio, most) = (median(|r| r.ordered / r.ordered_most), median(|r| r.ordered_most));
     println!("| key-ordered, 1 ms each | {:.0} | {ratio:.2} of {most:.0} | 0.8 |", median(|r| r.ordered));
 }
 
 async fn round(options: &Options, topic: &str) -> Round {
-    let slow = options.slow_events.min(options.events);
+    let reading = reading(options, topic).await;
+    let working = if options.reading { None } else { Some(working(options, topic).await) };
+    Round { reading, working }
+}
+
+async fn reading(options: &Options, topic: &str) -> Reading {
     let read = async |read: fn(&str, usize, Loops) -> f64, loops| {
         let (topic, events) = (topic.to_owned(), options.events);
         blocking(move || read(&topic, events, loops)).await
-    };
-    let write = async |loops| {
-        let (topic, events, batch) = (topic.to_owned(), options.events, options.batch);
-        let runtime = tokio::runtime::Handle::current();
-        blocking(move || bare::write(&runtime, &topic, events, loops, batch)).await
     };
     let bare = costing(options.events, read(bare::read, Loops::One)).await;
     let bare_most = read(bare::read, Loops::PerPartition).await;
@@ -145,8 +170,31 @@ async fn round(options: &Options, topic: &str) -> Round {
     let stream = tokio::spawn(bare::read_stream(topic.to_owned(), options.events));
     let stream = costing(options.events, async { stream.await.expect("it ends well") }).await;
     let ids = costing(options.events, read(bare::read_ids, Loops::One)).await;
-    let (bare_write, bare_write_most) = (write(Loops::One).await, write(Loops::PerPartition).await);
+    let memory = builder(topic).claims(MemoryClaims::new(options.claims), LEASE).effect(Nothing);
+    let memory = run(memory.partition_bound(2_000, 16 << 20), options.events);
+    let memory = costing(options.events, memory).await;
+    println!(
+        "bare {:.0} ({:.2} µs) and {bare_most:.0}/s, stream {:.0} ({:.2} µs), ids {:.0}/s ({:.2} µs), memory {:.0}/s ({:.2} µs)",
+        bare.rate,
+        bare.processor,
+        stream.rate,
+        stream.processor,
+        ids.rate,
+        ids.processor,
+        memory.rate,
+        memory.processor
+    );
+    Reading { bare, bare_most, stream, ids, memory }
+}
 
+async fn working(options: &Options, topic: &str) -> Working {
+    let slow = options.slow_events.min(options.events);
+    let write = async |loops| {
+        let (topic, events, batch) = (topic.to_owned(), options.events, options.batch);
+        let runtime = tokio::runtime::Handle::current();
+        blocking(move || bare::write(&runtime, &topic, events, loops, batch)).await
+    };
+    let (bare_write, bare_write_most) = (write(Loops::One).await, write(Loops::PerPartition).await);
     let database = ledger().await;
     let pool = pool(&database.url).await;
     let single = run(builder(topic).inbox(PostgresInbox::new(pool)).handler(Ledger), slow).await;
@@ -154,9 +202,6 @@ async fn round(options: &Options, topic: &str) -> Round {
     let pool = self::pool(&database.url).await;
     let batch = builder(topic).inbox(PostgresInbox::new(pool)).batch_handler(options.batch, Ledger);
     let batch = run(batch.partition_bound(options.batch * 4, 16 << 20), options.events).await;
-    let memory = builder(topic).claims(MemoryClaims::new(options.claims), LEASE).effect(Nothing);
-    let memory = run(memory.partition_bound(5_000, 16 << 20), options.events);
-    let memory = costing(options.events, memory).await;
 
     let took = Arc::new(AtomicU64::new(0));
     let ordered = builder(topic).claims(MemoryClaims::new(options.claims), LEASE);
@@ -167,19 +212,10 @@ async fn round(options: &Options, topic: &str) -> Round {
     let mean = Duration::from_nanos(took.load(Relaxed)).as_secs_f64() / slow as f64;
     let ordered_most = workers / mean.max(0.001);
     println!(
-        "bare {:.0} ({:.2} µs) and {bare_most:.0}/s, stream {:.0} ({:.2} µs), ids {:.0}/s ({:.2} µs), bare write {bare_write:.0} and \
-         {bare_write_most:.0}/s, single {single:.0}/s, batch {batch:.0}/s, memory {:.0}/s ({:.2} µs), key-ordered \
-         {ordered:.0}/s of {ordered_most:.0}/s",
-        bare.rate,
-        bare.processor,
-        stream.rate,
-        stream.processor,
-        ids.rate,
-        ids.processor,
-        memory.rate,
-        memory.processor
+        "bare write {bare_write:.0} and {bare_write_most:.0}/s, single {single:.0}/s, batch {batch:.0}/s, key-ordered \
+         {ordered:.0}/s of {ordered_most:.0}/s"
     );
-    Round { bare, bare_most, stream, ids, bare_write, bare_write_most, single, batch, memory, ordered, ordered_most }
+    Working { bare_write, bare_write_most, single, batch, ordered, ordered_most }
 }
 
 /// Runs what handles so many events and tells its rate.
@@ -208,12 +244,9 @@ async fn pool(url: &str) -> PgPool {
     PgPoolOptions::new().max_connections(connections).connect(url).await.expect("the database is there")
 }
 
-/// Settings of one that reads as fast as the bare loops may.
+/// With the SDK's own settings, which fetch less ahead than a bare loop does.
 fn builder(topic: &str) -> ConsumerBuilder<()> {
-    Consumer::builder(format!("bench-{}", Uuid::now_v7()))
-        .kafka(kafka::bootstrap_servers())
-        .property("queued.max.messages.kbytes", "65536")
-        .topics([topic])
+    Consumer::builder(format!("bench-{}", Uuid::now_v7())).kafka(kafka::bootstrap_servers()).topics([topic])
 }
 
 /// Runs a consumer until it has handled so many events; the rate from its first one on.
