@@ -108,7 +108,7 @@ impl Client {
     }
 }
 
-fn not_sent(deadline: Duration) -> Status {
+pub(super) fn not_sent(deadline: Duration) -> Status {
     Status::unavailable(format!("the request could not be sent within {deadline:?}"))
 }
 

@@ -19,6 +19,7 @@ use super::{
     commit::timestamp,
     open::{Begun, OpenTransaction},
     retry::{Verdict, judge, timed_out},
+    sent::Sent,
 };
 use crate::trace;
 
@@ -185,37 +186,42 @@ impl Transact {
         attempts: &mut u32,
     ) -> Result<Transacted<T>, TransactError<E>> {
         let until = Instant::now() + self.deadline;
-        // Whether an attempt may have committed whose answer was lost.
-        let mut in_doubt = false;
+        // Whether an attempt may have committed whose answer was lost, and what the last one failed with.
+        let (mut in_doubt, mut before) = (false, None);
         loop {
             *attempts += 1;
-            let mut phase = Phase::Beginning;
-            let attempt = timeout_at(until, self.attempt(closure, until, span, *attempts, &mut phase)).await;
-            let Ok(ended) = attempt else {
-                let in_doubt = phase.leaves_in_doubt(in_doubt, Verdict::Unknown);
-                return Err(failed(&self.begin.request_id, *attempts, late(self.deadline), None, in_doubt));
-            };
+            let (mut phase, sent) = (Phase::Beginning, Sent::default());
+            let attempt = self.attempt(closure, until, span, *attempts, sent.clone(), &mut phase);
+            let ended = timeout_at(until, attempt).await;
+            let unsent = sent.take_back();
             let (status, error) = match ended {
-                Ended::Committed(value, answer) => {
+                Ok(Ended::Committed(value, answer)) => {
                     return Ok(Transacted { value, committed: Committed::new(answer) });
                 }
-                Ended::Closure(error) => return Err(TransactError::Closure(error)),
-                Ended::Failed { status, .. } if timed_out(&status) => (late(self.deadline), None),
-                Ended::Failed { status, error } => (status, error),
+                Ok(Ended::Closure(error)) => return Err(TransactError::Closure(error)),
+                Ok(Ended::Failed { status, error }) if !timed_out(&status) => (status, error),
+                // What earlier attempts failed with says more than that there was no time for another one.
+                _ if unsent => (before.unwrap_or_else(|| call::not_sent(self.deadline)), None),
+                _ => (late(self.deadline), None),
             };
             let verdict = judge(&status);
             in_doubt = phase.leaves_in_doubt(in_doubt, verdict);
+            let unreachable = status.code() == Code::Unavailable || (unsent && matches!(verdict, Verdict::Unknown));
+            let failed =
+                |status| failed(Failure::new(&self.begin.request_id, *attempts, status), in_doubt, unreachable);
             let after = match verdict {
                 Verdict::Retry { after, .. } => after.unwrap_or_default(),
                 // Whatever it was decided on has changed: it is decided anew.
                 _ if status.code() == Code::Aborted => Duration::ZERO,
-                _ => return Err(failed(&self.begin.request_id, *attempts, status, error, in_doubt)),
+                // The closure's own word on it, if it has one.
+                _ => return Err(error.map_or_else(|| failed(status), TransactError::Closure)),
             };
             let delay = after + BACKOFF.delay(*attempts);
             if Instant::now() + delay >= until {
-                return Err(failed(&self.begin.request_id, *attempts, status, error, in_doubt));
+                return Err(error.map_or_else(|| failed(status), TransactError::Closure));
             }
             tracing::debug!(attempt = *attempts, ?delay, error = %status.code(), "the transaction is run again");
+            before = Some(status);
             sleep(delay).await;
         }
     }
@@ -226,9 +232,11 @@ impl Transact {
         until: Instant,
         span: &Span,
         attempt: u32,
+        sent: Sent,
         phase: &mut Phase,
     ) -> Ended<T, E> {
         let mut call = Request::new(());
+        call.extensions_mut().insert(sent);
         call.set_timeout(until.saturating_duration_since(Instant::now()));
         trace::inject(span, call.metadata_mut());
         let begun = OpenTransaction::begin(self.client.rpc.clone(), self.begin.clone(), attempt, call);
@@ -272,13 +280,7 @@ fn late(deadline: Duration) -> Status {
     Status::deadline_exceeded(format!("not committed within {deadline:?}"))
 }
 
-/// What to tell of the last attempt: the closure's own word on it, if it has one.
-fn failed<E>(request_id: &str, attempts: u32, status: Status, error: Option<E>, in_doubt: bool) -> TransactError<E> {
-    if let Some(error) = error {
-        return TransactError::Closure(error);
-    }
-    let unreachable = status.code() == Code::Unavailable;
-    let failure = Failure::new(request_id, attempts, status);
+fn failed<E>(failure: Failure, in_doubt: bool, unreachable: bool) -> TransactError<E> {
     TransactError::Commit(match (in_doubt, unreachable) {
         (true, _) => CommitError::Unknown(failure),
         (false, true) => CommitError::Unreachable(failure),

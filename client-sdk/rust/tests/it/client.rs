@@ -12,7 +12,7 @@ use outbox_proto::v1::{
     outbox_service_server::{OutboxService, OutboxServiceServer},
     value::Kind,
 };
-use outbox_sdk::{Client, Command, CommitError, Disposition, IntoValue, NewEvent, ReadError};
+use outbox_sdk::{Client, Command, CommitError, Disposition, IntoValue, NewEvent, ReadError, TransactError};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpSocket, TcpStream},
@@ -278,12 +278,19 @@ async fn a_connection_that_is_not_made_in_time_leaves_no_doubt() {
     let error = client(address).commit().deadline(Duration::from_secs(1)).send().await.expect_err("it hangs");
     assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
     assert_eq!(error.failure().attempts(), 1);
+    let transact = client(address).transact().deadline(Duration::from_secs(1));
+    let error = transact.run(async |_| Ok::<_, CommitError>(())).await.expect_err("it hangs");
+    assert!(matches!(error, TransactError::Commit(CommitError::Unreachable(_))), "{error:?}");
 
     // A message that was sent is in doubt, although nobody reads it.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = client(silent.local_addr().unwrap());
     let error = client.commit().deadline(Duration::from_secs(1)).send().await.expect_err("nobody answers");
     assert!(matches!(error, CommitError::Unknown(_)), "{error:?}");
+    // That of a transaction only begins it.
+    let transact = client.transact().deadline(Duration::from_secs(1));
+    let error = transact.run(async |_| Ok::<_, CommitError>(())).await.expect_err("nobody answers");
+    assert!(matches!(error, TransactError::Commit(CommitError::Refused(_))), "{error:?}");
 }
 
 #[tokio::test]
@@ -295,6 +302,9 @@ async fn a_client_whose_runtime_has_ended_reaches_nobody() {
     let orphan = orphan.join().unwrap();
     let error = orphan.commit().deadline(Duration::from_secs(5)).send().await.expect_err("nothing carries it");
     assert!(matches!(error, CommitError::Unreachable(_)), "{error:?}");
+    let transact = orphan.transact().deadline(Duration::from_secs(5));
+    let error = transact.run(async |_| Ok::<_, CommitError>(())).await.expect_err("nothing carries it");
+    assert!(matches!(error, TransactError::Commit(CommitError::Unreachable(_))), "{error:?}");
 }
 
 #[tokio::test]
