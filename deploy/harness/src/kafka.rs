@@ -72,6 +72,8 @@ pub fn reader<C: Consumer + FromClientConfig>(topic: &str, partitions: Range<i32
         .set("enable.auto.commit", "false")
         // Else one that is slower than its fetches gets none for a second whenever its queue is full.
         .set("fetch.queue.backoff.ms", "20")
+        // Else a fetch that waits where nothing is new holds up partitions whose queues were full when it was sent.
+        .set("fetch.wait.max.ms", "50")
         .create()
         .expect("a Kafka consumer can be made");
     let mut assignment = TopicPartitionList::new();

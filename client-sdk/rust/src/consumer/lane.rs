@@ -33,7 +33,7 @@ use super::{
 const SINGLY_MAX: usize = 256;
 /// After how many settled records the polling thread is told of them.
 const REPORTED_MAX: usize = 256;
-/// After how long it is told of them at the latest, unless the next one takes longer.
+/// It is told of them with the first one that is settled so long after them.
 const REPORTED_WITHIN: Duration = Duration::from_millis(10);
 
 /// What the workers of a lane share.

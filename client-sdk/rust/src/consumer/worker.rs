@@ -170,6 +170,7 @@ impl<M: Mode> Work<M> {
     async fn settle(&self, event: &Event, desk: &mut Desk<M::Session>) -> Result<Outcome, ConsumerError> {
         let record = event.record();
         if !event.is_for(&self.scope.consumer) {
+            desk.lap = None;
             add(&self.counters.passed, 1);
             return Ok(Outcome::Settled);
         }
@@ -257,7 +258,8 @@ impl<M: Mode> Work<M> {
     /// Handles events once. A panic is an error.
     async fn attempt(&self, events: &[&Event], desk: &mut Desk<M::Session>) -> Result<(), AttemptError> {
         let span = trace::process_span(events, &self.scope.consumer, &self.group);
-        // What follows an attempt that succeeded begins as it ends: looking at a clock takes as long as a quick handler.
+        // What follows an attempt that succeeded begins as it ends, reading the next record included: looking at a clock
+        // takes as long as that, or as a quick handler.
         let lap = desk.lap.take().unwrap_or_else(Lap::begin);
         let attempt = self.mode.attempt(&self.scope, events, &mut desk.session);
         // Unwind safety: after a panic the session is given up, and nothing else is shared with the next attempt but

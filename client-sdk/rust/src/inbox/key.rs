@@ -1,6 +1,6 @@
 //! What an event is deduplicated by.
 //!
-//! Invariant: a key is narrow whatever it was made of, for there is one stored per event. It deliberately does not
+//! Invariant: what is stored of a key is narrow whatever it was made of, for there is one per event. It deliberately does not
 //! hold the consumer's name: that is the scope in which the key is looked up.
 
 use std::fmt;

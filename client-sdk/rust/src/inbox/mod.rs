@@ -51,8 +51,8 @@ pub enum Mark {
 
 impl Mark {
     /// Of an event that has a mark, which holds this of its content.
-    pub(crate) fn of_repeat(key: &EventKey<'_>, stored: Option<i64>) -> Self {
-        if Content::differs(key.content(), stored) { Self::Conflict } else { Self::Duplicate }
+    pub(crate) fn of_repeat(given: Option<Content>, stored: Option<i64>) -> Self {
+        if Content::differs(given, stored) { Self::Conflict } else { Self::Duplicate }
     }
 }
 

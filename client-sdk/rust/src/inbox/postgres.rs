@@ -134,15 +134,15 @@ impl Inbox for PostgresInbox {
     }
 
     async fn mark(connection: &mut PgConnection, scope: i32, key: &EventKey<'_>) -> Result<Mark, InboxError> {
-        let content = key.content().map(Content::number);
-        let mark = sqlx::query(MARK).bind(scope).bind(key.id()).bind(content);
+        let content = key.content();
+        let mark = sqlx::query(MARK).bind(scope).bind(key.id()).bind(content.map(Content::number));
         if mark.execute(&mut *connection).await?.rows_affected() == 1 {
             return Ok(Mark::Fresh);
         }
         // A statement of its own, for it must see what was committed while the insert waited.
         let stored = sqlx::query_scalar(CONTENT).bind(scope).bind(key.id());
         let stored: Option<Option<i64>> = stored.fetch_optional(connection).await?;
-        Ok(Mark::of_repeat(key, stored.flatten()))
+        Ok(Mark::of_repeat(content, stored.flatten()))
     }
 
     async fn mark_all(
@@ -177,7 +177,7 @@ impl Inbox for PostgresInbox {
             stored.into_iter().map(|(scope, id, content)| ((scope, id), content)).collect();
         for (mark, (scope, key)) in marks.iter_mut().zip(keys) {
             if *mark == Mark::Duplicate {
-                *mark = Mark::of_repeat(key, stored.get(&(*scope, key.id())).copied().flatten());
+                *mark = Mark::of_repeat(key.content(), stored.get(&(*scope, key.id())).copied().flatten());
             }
         }
         Ok(marks)

@@ -97,14 +97,14 @@ impl Inbox for SqliteInbox {
     }
 
     async fn mark(connection: &mut SqliteConnection, scope: i32, key: &EventKey<'_>) -> Result<Mark, InboxError> {
-        let content = key.content().map(Content::number);
-        let mark = sqlx::query(MARK).bind(scope).bind(key.id()).bind(content);
+        let content = key.content();
+        let mark = sqlx::query(MARK).bind(scope).bind(key.id()).bind(content.map(Content::number));
         if mark.execute(&mut *connection).await?.rows_affected() == 1 {
             return Ok(Mark::Fresh);
         }
         let stored = sqlx::query_scalar(CONTENT).bind(scope).bind(key.id());
         let stored: Option<Option<i64>> = stored.fetch_optional(connection).await?;
-        Ok(Mark::of_repeat(key, stored.flatten()))
+        Ok(Mark::of_repeat(content, stored.flatten()))
     }
 
     /// One by one: a statement costs no round trip here.

@@ -8,22 +8,23 @@
 
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, Hasher as _},
-    num::NonZero,
+    hash::BuildHasher as _,
     time::{Duration, Instant},
 };
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use uuid::Uuid;
 
-use super::scopes::Scopes;
+use super::{fingerprint::Fingerprint, scopes::Scopes};
 use crate::{
     claim::{Claim, Claimed, Hold, rows::Found},
-    inbox::{EventKey, Held, InboxError},
+    inbox::{EventKey, InboxError},
 };
 
 /// How many ends of leases are noted for each claim there is room for, before those that count no more are taken out.
 const ENDED_FACTOR: usize = 2;
+/// After how long a lease that ran out makes room though others have ended: its holder is gone, or was held up so long.
+const GONE_AFTER: u64 = 60_000_000_000;
 
 #[derive(Debug)]
 pub(super) struct Part {
@@ -40,15 +41,18 @@ pub(super) struct Part {
     entries: Vec<Entry>,
     /// Places of no claim.
     free: Vec<Place>,
-    /// In the order in which they ended. Those that another lease has followed count no more.
-    ended: VecDeque<Ended>,
+    /// In the order in which they ended. A note that is not its claim's last one counts no more.
+    ended: VecDeque<Note>,
+    notes: u64,
+    /// The place that is looked at next for a lease that ran out.
+    hand: usize,
 }
 
-/// A lease that has ended.
+/// That a lease has ended.
 #[derive(Clone, Copy, Debug)]
-struct Ended {
+struct Note {
+    number: u64,
     place: Place,
-    lease: u64,
     /// Of the claim's name, which thus need not be read for the index to be.
     hash: u64,
 }
@@ -68,8 +72,8 @@ struct Entry {
     /// Which of the leases of this part is the last one. Zero, which none is: this is a place of no claim.
     lease: u64,
     attempts: u32,
-    /// That its last lease has ended is noted.
-    noted: bool,
+    /// The note that its last lease has ended; zero when there is none.
+    note: u64,
     state: State,
 }
 
@@ -79,11 +83,6 @@ enum State {
     Leased(u64),
     Completed(Box<[u8]>),
 }
-
-/// What an event held. The last bit tells how it was hashed, for only what was hashed alike can be compared. One that
-/// would be zero, of 2^63, counts as unknown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fingerprint(NonZero<u64>);
 
 impl Part {
     pub(super) fn new(capacity: usize) -> Self {
@@ -98,29 +97,37 @@ impl Part {
             entries: Vec::new(),
             free: Vec::new(),
             ended: VecDeque::new(),
+            notes: 0,
+            hand: 0,
         }
     }
 
-    pub(super) fn claim(&mut self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+    pub(super) fn claim(
+        &mut self,
+        consumer: &str,
+        key: &EventKey<'_>,
+        content: Option<Fingerprint>,
+        lease: Duration,
+    ) -> Result<Claimed, InboxError> {
         let now = self.now();
         let state = State::Leased(now.saturating_add(nanoseconds(lease)));
         let name = (self.scopes.number(consumer, key.source()), key.id());
         let hash = self.hasher.hash_one(name);
-        let content = key.held().and_then(|held| Fingerprint::of(held, &self.hasher));
         self.leases += 1;
         let lease = self.leases;
         let token = Uuid::from_u128(self.first_token.as_u128().wrapping_add(lease.into()));
         let yours = |attempts| Ok(Claimed::Yours(Claim::new(name.0, name.1, token, attempts)));
         if let Some(place) = self.place(name, hash) {
             let entry = &mut self.entries[place as usize];
-            if let Some(answer) = entry.found(content, now).answer() {
+            let differs = entry.content.is_some_and(|known| known.differs(key.held(), content));
+            if let Some(answer) = entry.found(differs, now).answer() {
                 return Ok(answer);
             }
             entry.attempts = entry.attempts.saturating_add(1);
-            (entry.lease, entry.noted, entry.state) = (lease, false, state);
+            (entry.lease, entry.note, entry.state) = (lease, 0, state);
             return yours(entry.attempts);
         }
-        let entry = Entry { name, content, lease, attempts: 1, noted: false, state };
+        let entry = Entry { name, content, lease, attempts: 1, note: 0, state };
         if self.put(entry, hash, now) { yours(1) } else { Err(InboxError::Full(self.capacity)) }
     }
 
@@ -189,20 +196,23 @@ impl Part {
         true
     }
 
-    /// Takes the claim out that ended longest ago. `None` when all are being worked on.
+    /// Takes the claim out that ended longest ago, or one of a holder that is gone. `None` when all are being worked on.
     fn make_room(&mut self, now: u64) -> Option<Place> {
-        while let Some(Ended { place, lease, hash }) = self.ended.pop_front() {
+        if let Some(place) = self.take_gone(now) {
+            return Some(place);
+        }
+        while let Some(Note { number, place, hash }) = self.ended.pop_front() {
             let entry = &mut self.entries[place as usize];
-            if entry.lease != lease {
+            if entry.note != number {
                 continue;
             }
-            entry.noted = false;
+            entry.note = 0;
+            // It may have been extended since.
             if entry.has_ended(now) {
                 self.take_out(place, hash);
                 return Some(place);
             }
         }
-        // Leases that ran out, of holders that are gone.
         for place in 0..self.entries.len() as Place {
             let entry = &self.entries[place as usize];
             if entry.has_ended(now) {
@@ -213,8 +223,23 @@ impl Part {
         self.free.pop()
     }
 
+    /// Looks at one place, so that all are looked at in time, and takes the claim out if its holder is gone: nobody notes
+    /// the end of such a lease.
+    fn take_gone(&mut self, now: u64) -> Option<Place> {
+        self.hand = if self.hand + 1 < self.entries.len() { self.hand + 1 } else { 0 };
+        let entry = self.entries.get(self.hand)?;
+        let gone = matches!(entry.state, State::Leased(until) if until.saturating_add(GONE_AFTER) <= now);
+        if entry.lease == 0 || entry.note != 0 || !gone {
+            return None;
+        }
+        let place = self.hand as Place;
+        self.take_out(place, self.hasher.hash_one(entry.name));
+        Some(place)
+    }
+
     fn take_out(&mut self, place: Place, hash: u64) {
-        self.entries[place as usize].lease = 0;
+        let entry = &mut self.entries[place as usize];
+        (entry.lease, entry.note) = (0, 0);
         if let Ok(found) = self.index.find_entry(hash, |other| *other == place) {
             found.remove();
         }
@@ -224,23 +249,22 @@ impl Part {
     fn note(&mut self, place: Place, hash: u64) {
         if self.ended.len() >= self.capacity.saturating_mul(ENDED_FACTOR) {
             let entries = &self.entries;
-            self.ended.retain(|Ended { place, lease, .. }| entries[*place as usize].lease == *lease);
+            self.ended.retain(|Note { number, place, .. }| entries[*place as usize].note == *number);
         }
-        let entry = &mut self.entries[place as usize];
-        if !std::mem::replace(&mut entry.noted, true) {
-            self.ended.push_back(Ended { place, lease: entry.lease, hash });
-        }
+        self.notes += 1;
+        self.entries[place as usize].note = self.notes;
+        self.ended.push_back(Note { number: self.notes, place, hash });
     }
 }
 
 impl Entry {
-    /// What it tells someone who claims its event now, with this content.
-    fn found(&self, content: Option<Fingerprint>, now: u64) -> Found {
+    /// What it tells someone who claims it now, or another event under its name.
+    fn found(&self, differs: bool, now: u64) -> Found {
         let (result, left) = match &self.state {
             State::Leased(until) => (None, until.saturating_sub(now)),
             State::Completed(result) => (Some(result.to_vec()), 0),
         };
-        Found { differs: Fingerprint::differ(self.content, content), result, left: Duration::from_nanos(left) }
+        Found { differs, result, left: Duration::from_nanos(left) }
     }
 
     fn extend(&mut self, until: u64) -> Hold {
@@ -257,30 +281,6 @@ impl Entry {
     fn has_ended(&self, now: u64) -> bool {
         let worked_on = matches!(self.state, State::Leased(until) if until > now);
         self.lease != 0 && !worked_on
-    }
-}
-
-impl Fingerprint {
-    fn of(held: Held<'_>, hasher: &impl BuildHasher) -> Option<Self> {
-        let number = match held {
-            Held::Hashed(content) => content.number().cast_unsigned() | 1,
-            Held::Parts(parts) => {
-                let mut hash = hasher.build_hasher();
-                for part in parts {
-                    hash.write_usize(part.len());
-                    hash.write(part);
-                }
-                hash.finish() & !1
-            }
-        };
-        NonZero::new(number).map(Self)
-    }
-
-    /// Whether these are known to be of different events.
-    fn differ(one: Option<Self>, other: Option<Self>) -> bool {
-        let (Some(one), Some(other)) = (one, other) else { return false };
-        let alike = (one.0.get() ^ other.0.get()) & 1 == 0;
-        alike && one != other
     }
 }
 
@@ -301,7 +301,8 @@ mod tests {
     }
 
     fn claim(part: &mut Part, key: &EventKey<'_>) -> Result<Claimed, InboxError> {
-        part.claim("mailer", key, LEASE)
+        let content = key.held().and_then(|held| Fingerprint::of(held, &part.hasher));
+        part.claim("mailer", key, content, LEASE)
     }
 
     fn yours(part: &mut Part, key: &EventKey<'_>) -> Claim {
@@ -363,7 +364,7 @@ mod tests {
     fn a_lease_that_ran_out_makes_room() {
         let mut part = Part::new(3);
         for _ in 0..3 {
-            part.claim("mailer", &key(), Duration::ZERO).expect("there is room");
+            part.claim("mailer", &key(), None, Duration::ZERO).expect("there is room");
         }
         for _ in 0..3 {
             yours(&mut part, &key());
@@ -373,18 +374,75 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_another_lease_has_followed_makes_no_room() {
+        let mut part = Part::new(2);
+        let (again, other, third) = (key(), key(), key());
+        let first = yours(&mut part, &again);
+        part.release(&first);
+        let claim = yours(&mut part, &other);
+        part.complete(&claim, b"");
+        let second = yours(&mut part, &again);
+        part.complete(&second, b"");
+        yours(&mut part, &third);
+        assert!(is_done(&mut part, &again), "the other one ended first");
+        assert_eq!((part.index.len(), part.entries.len()), (2, 2));
+    }
+
+    #[test]
+    fn an_end_that_an_extension_has_followed_makes_no_room() {
+        let mut part = Part::new(2);
+        let (extended, other, third, fourth) = (key(), key(), key(), key());
+        let first = yours(&mut part, &extended);
+        part.release(&first);
+        part.extend(&first, LEASE);
+        let second = yours(&mut part, &other);
+        part.complete(&second, b"");
+        part.complete(&first, b"");
+        let third = yours(&mut part, &third);
+        assert!(is_done(&mut part, &extended), "the other one ended first");
+        part.complete(&third, b"");
+        yours(&mut part, &fourth);
+        assert!(!is_done(&mut part, &extended), "and then it");
+    }
+
+    /// A holder that is gone notes nothing, and its claim would keep its place for ever.
+    #[test]
+    fn holders_that_are_gone_make_room_in_time_though_others_end() {
+        let mut part = Part::new(10);
+        for _ in 0..8 {
+            part.claim("mailer", &key(), None, Duration::ZERO).expect("there is room");
+        }
+        let mut completed = VecDeque::new();
+        let mut one = |part: &mut Part| {
+            let key = key();
+            let claim = yours(part, &key);
+            part.complete(&claim, b"");
+            completed.push_front(key);
+        };
+        (0..20).for_each(|_| one(&mut part));
+        assert_eq!(part.entries.iter().filter(|entry| matches!(entry.state, State::Leased(_))).count(), 8, "yet");
+        let long_ago = Duration::from_nanos(GONE_AFTER) + LEASE;
+        part.began = part.began.checked_sub(long_ago).expect("the machine has run for two minutes");
+        (0..30).for_each(|_| one(&mut part));
+        assert!(
+            completed.iter().take(10).all(|key| is_done(&mut part, key)),
+            "ten of those that were completed are known"
+        );
+    }
+
+    #[test]
     fn what_is_given_up_again_and_again_is_noted_within_bounds() {
         let mut part = Part::new(10);
         let (again, completed) = (key(), key());
         let first = yours(&mut part, &completed);
         part.complete(&first, b"");
-        for _ in 0..1_000 {
+        for _ in 0..100 {
             let claim = yours(&mut part, &again);
-            for _ in 0..2 {
+            for _ in 0..10 * ENDED_FACTOR {
                 assert_eq!((part.release(&claim), part.extend(&claim, LEASE)), (Hold::Kept, Hold::Kept));
+                assert!(part.ended.len() <= 10 * ENDED_FACTOR, "{}", part.ended.len());
             }
             part.release(&claim);
-            assert!(part.ended.len() <= 10 * ENDED_FACTOR, "{}", part.ended.len());
         }
         (0..8).for_each(|_| drop(yours(&mut part, &key())));
         assert!(is_done(&mut part, &completed), "there was room for ten");
@@ -415,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn other_content_is_told_only_where_it_is_known_on_both_sides_and_hashed_alike() {
+    fn other_content_is_told_where_it_is_known_on_both_sides_and_can_be_compared() {
         let mut part = Part::new(10);
         let bare = key();
         let parts = |payload: &'static [u8]| [b"user.activated".as_slice(), b"7", &[1], payload];
@@ -431,6 +489,8 @@ mod tests {
         yours(&mut part, &hashed(b"one"));
         assert!(held(claim(&mut part, &hashed(b"one"))));
         assert!(matches!(claim(&mut part, &hashed(b"two")), Ok(Claimed::Conflict)));
+        assert!(held(claim(&mut part, &one)), "the same content, by its parts");
+        assert!(matches!(claim(&mut part, &other), Ok(Claimed::Conflict)));
         let mut part = Part::new(10);
         yours(&mut part, &one);
         assert!(matches!(claim(&mut part, &cut), Ok(Claimed::Conflict)), "where parts end counts");

@@ -112,13 +112,13 @@ async fn main() {
     for _ in 0..options.rounds {
         rounds.push(round(&options, &topic).await);
     }
-    kafka::delete_topic(&topic).await;
     println!("\n| contender | events/s (median of {}) | ratio | aim |\n|---|---|---|---|", options.rounds);
     let working: Vec<&Working> = rounds.iter().filter_map(|round| round.working.as_ref()).collect();
     tell_reading(&rounds.iter().map(|round| &round.reading).collect::<Vec<_>>());
     if !working.is_empty() {
         tell_working(&working);
     }
+    kafka::delete_topic(&topic).await;
 }
 
 fn tell_reading(rounds: &[&Reading]) {
@@ -244,7 +244,7 @@ async fn pool(url: &str) -> PgPool {
     PgPoolOptions::new().max_connections(connections).connect(url).await.expect("the database is there")
 }
 
-/// With the SDK's own settings, which fetch less ahead than a bare loop does.
+/// With the SDK's own settings of Kafka's client, which fetch less ahead than a bare loop does.
 fn builder(topic: &str) -> ConsumerBuilder<()> {
     Consumer::builder(format!("bench-{}", Uuid::now_v7())).kafka(kafka::bootstrap_servers()).topics([topic])
 }
