@@ -178,13 +178,10 @@ impl Part {
     }
 
     /// Adds a claim whose name is not there; false when there is no room, for all are being worked on.
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "there are no more places than the capacity, which is cut to them"
-    )]
     fn put(&mut self, entry: Entry, hash: u64, now: u64) -> bool {
         let place = if self.entries.len() < self.capacity && self.free.is_empty() {
             self.entries.push(entry);
+            // The capacity is cut to what a place can number.
             (self.entries.len() - 1) as Place
         } else {
             let Some(place) = self.free.pop().or_else(|| self.make_room(now)) else { return false };
@@ -213,6 +210,7 @@ impl Part {
                 return Some(place);
             }
         }
+        // Holders that are gone, of late.
         for place in 0..self.entries.len() as Place {
             let entry = &self.entries[place as usize];
             if entry.has_ended(now) {
