@@ -96,8 +96,8 @@ impl<M> ConsumerBuilder<M> {
     /// have other defaults here: `auto.offset.reset` is `earliest`, `queued.max.messages.kbytes` 4,096 (for each
     /// partition, see [`partition_bound`](Self::partition_bound)), `fetch.queue.backoff.ms` 20,
     /// `fetch.wait.max.ms` 50 (a fetch that waits at partitions without news holds up those that were left out of it
-    /// because their queues were full; an idle consumer fetches 20 times a second from each broker), and `partition.assignment.strategy` `cooperative-sticky` (unless `group.protocol`
-    /// is `consumer`).
+    /// because their queues were full; an idle consumer fetches 20 times a second from each broker), and
+    /// `partition.assignment.strategy` `cooperative-sticky` (unless `group.protocol` is `consumer`).
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.properties.push((name.into(), value.into()));
         self

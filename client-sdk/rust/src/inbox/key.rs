@@ -1,7 +1,7 @@
 //! What an event is deduplicated by.
 //!
-//! Invariant: what is stored of a key is narrow whatever it was made of, for there is one per event. It deliberately does not
-//! hold the consumer's name: that is the scope in which the key is looked up.
+//! Invariant: what is stored of a key is narrow whatever it was made of, for there is one per event. It deliberately
+//! does not hold the consumer's name: that is the scope in which the key is looked up.
 
 use std::fmt;
 
