@@ -128,3 +128,50 @@ pub(super) async fn keep_short(expire: Expire, window: Duration, stop: Cancellat
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use outbox_harness::kafka;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(part)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn topics_given_as_a_pattern_are_said_not_to_be_compared() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _subscribed = tracing::subscriber::set_default(subscriber);
+        let topic = format!("kept-{}", uuid::Uuid::now_v7().simple());
+        kafka::create_topic(&topic, 1, &[("retention.ms", "86400000")]).await;
+        let check = async |topics: &[&str], length| {
+            let topics: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+            let checked = check(&kafka::client(), &topics, Window { length, beyond: Beyond::Refuse }).await;
+            let said = String::from_utf8(std::mem::take(&mut *log.0.lock().expect("nobody panics with it")));
+            (checked.is_ok(), said.expect("it is text").contains("given as a pattern"))
+        };
+        assert_eq!(check(&[&topic], 2 * DAY).await, (true, false));
+        assert_eq!(check(&["^kept-.*"], DAY / 2).await, (true, true), "it is not known what the pattern finds");
+        assert_eq!(check(&["^kept-.*", &topic], 2 * DAY).await, (true, true));
+        assert_eq!(check(&["^kept-.*", &topic], DAY / 2).await, (false, true), "what is named is compared");
+    }
+}
