@@ -141,8 +141,8 @@ impl<'a> AttributesRef<'a> {
         let (mut traceparent, mut tracestate) = (None, None);
         for (name, value) in headers {
             match name {
-                CE_SPEC_VERSION => version = text(CE_SPEC_VERSION, value)?,
-                CE_ID => id = text(CE_ID, value)?,
+                CE_SPEC_VERSION => version = present(value),
+                CE_ID => id = present(value),
                 CE_SOURCE => source = text(CE_SOURCE, value)?,
                 CE_TYPE => event_type = text(CE_TYPE, value)?,
                 CE_SUBJECT => subject = text(CE_SUBJECT, value)?,
@@ -154,16 +154,17 @@ impl<'a> AttributesRef<'a> {
             }
         }
         let version = version.ok_or(DecodeError::Missing(CE_SPEC_VERSION))?;
-        if version != SPEC_VERSION {
-            return Err(DecodeError::SpecVersion(version.to_owned()));
+        if version != SPEC_VERSION.as_bytes() {
+            return Err(DecodeError::SpecVersion(utf8(CE_SPEC_VERSION, version)?.to_owned()));
         }
         let id = id.ok_or(DecodeError::Missing(CE_ID))?;
+        let Ok(id) = Uuid::try_parse_ascii(id) else { return Err(DecodeError::Id(utf8(CE_ID, id)?.to_owned())) };
         let parse_time = |t: &str| match DateTime::parse_from_rfc3339(t) {
             Ok(time) => Ok(time.with_timezone(&Utc)),
             Err(_) => Err(DecodeError::Time(t.to_owned())),
         };
         Ok(Self {
-            id: Uuid::try_parse(id).map_err(|_| DecodeError::Id(id.to_owned()))?,
+            id,
             source: source.ok_or(DecodeError::Missing(CE_SOURCE))?,
             event_type: event_type.ok_or(DecodeError::Missing(CE_TYPE))?,
             subject,
@@ -244,11 +245,16 @@ impl Attributes {
 }
 
 /// An attribute's value; absent when null or empty.
+fn present(value: Option<&[u8]>) -> Option<&[u8]> {
+    value.filter(|value| !value.is_empty())
+}
+
 fn text<'a>(name: &'static str, value: Option<&'a [u8]>) -> Result<Option<&'a str>, DecodeError> {
-    match value {
-        None | Some([]) => Ok(None),
-        Some(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|_| DecodeError::NotUtf8(name)),
-    }
+    present(value).map(|value| utf8(name, value)).transpose()
+}
+
+fn utf8<'a>(name: &'static str, value: &'a [u8]) -> Result<&'a str, DecodeError> {
+    std::str::from_utf8(value).map_err(|_| DecodeError::NotUtf8(name))
 }
 
 #[cfg(test)]
@@ -308,7 +314,9 @@ mod tests {
         assert_eq!(with("ce_id", b""), Err(DecodeError::Missing("ce_id")));
         assert_eq!(with("ce_specversion", b"0.3"), Err(DecodeError::SpecVersion("0.3".into())));
         assert_eq!(with("ce_time", b"noon"), Err(DecodeError::Time("noon".into())));
-        assert_eq!(with("ce_source", b"\xff"), Err(DecodeError::NotUtf8("ce_source")));
+        for name in ["ce_id", "ce_source", "ce_specversion"] {
+            assert_eq!(with(name, b"\xff"), Err(DecodeError::NotUtf8(name)));
+        }
         assert_eq!(decode(&[]), Err(DecodeError::Missing("ce_specversion")));
     }
 

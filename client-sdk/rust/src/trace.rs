@@ -18,7 +18,7 @@ use outbox_proto::{
     trace,
 };
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
-use tracing::{Span, field::Empty};
+use tracing::{Level, Span, field::Empty, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::consumer::Event;
@@ -54,6 +54,10 @@ pub(crate) fn record_outcome(span: &Span, code: &'static str, attempts: u32) {
 /// The CONSUMER span of handling events once. Of one event it is a child of its creation; of a batch it has a link to
 /// the creation of each.
 pub(crate) fn process_span(events: &[&Event], consumer: &str, group: &str) -> Span {
+    // Else what it would say is put together before it is found that nobody listens.
+    if LevelFilter::current() < Level::INFO {
+        return Span::none();
+    }
     match events {
         [event] => single_span(event, consumer, group),
         _ => batch_span(events, consumer, group),

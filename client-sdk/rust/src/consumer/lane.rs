@@ -101,8 +101,10 @@ impl<M: Mode> Lane<M> {
     /// and no more than there may be.
     fn queue(&self, records: Vec<Record>) -> usize {
         let mut state = self.state();
-        for record in records {
-            state.queue.push(self.line(&record), record);
+        if self.work.concurrency == 1 {
+            state.queue.push(Line::default(), records);
+        } else {
+            records.into_iter().for_each(|record| state.queue.push(self.line(&record), [record]));
         }
         let (ready, resting) = (state.queue.ready(), state.resting);
         (0..resting.min(ready)).for_each(|_| self.ready.notify_one());
@@ -114,9 +116,6 @@ impl<M: Mode> Lane<M> {
     /// The line of a record's key. A batch is taken from one line, so then there are only as many as workers.
     fn line(&self, record: &Record) -> Line {
         let workers = self.work.concurrency as u64;
-        if workers == 1 {
-            return 0;
-        }
         let mut hash = DefaultHasher::new();
         match record.key() {
             Some(key) => key.hash(&mut hash),

@@ -66,7 +66,7 @@ pub use self::{
     retention::Beyond,
     router::{PayloadFn, Router, Typed, json, protobuf},
     sequence::{Irregularity, IrregularityKind},
-    service::{FromService, InTransaction, service},
+    service::{BatchInTransaction, FromService, InTransaction, service},
     stats::{Stats, StatsReader},
 };
 use self::{

@@ -24,12 +24,13 @@ impl<R> Default for Queue<R> {
 }
 
 impl<R> Queue<R> {
-    pub(super) fn push(&mut self, line: Line, record: R) {
+    /// Queues records of one line, at least one.
+    pub(super) fn push(&mut self, line: Line, records: impl IntoIterator<Item = R>) {
         let waiting = self.lines.entry(line).or_insert_with(|| {
             self.ready.push_back(line);
             VecDeque::new()
         });
-        waiting.push_back(record);
+        waiting.extend(records);
     }
 
     /// Takes up to `max` records of the line that waits longest. The line is out until `done`.
@@ -62,12 +63,12 @@ mod tests {
     fn a_key_is_handled_in_order_and_others_beside_it() {
         let mut queue = Queue::default();
         for (line, record) in [(1, "a1"), (1, "a2"), (2, "b1"), (1, "a3")] {
-            queue.push(line, record);
+            queue.push(line, [record]);
         }
         assert_eq!(queue.take(1), Some((1, vec!["a1"])));
         assert_eq!(queue.take(1), Some((2, vec!["b1"])));
         assert_eq!(queue.take(1), None, "a2 waits for a1");
-        queue.push(2, "b2");
+        queue.push(2, ["b2"]);
         assert_eq!(queue.take(1), None, "b2 waits for b1");
         queue.done(1);
         assert_eq!(queue.take(9), Some((1, vec!["a2", "a3"])));

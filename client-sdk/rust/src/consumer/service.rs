@@ -8,7 +8,7 @@ use std::error::Error;
 use sqlx::{Database, Postgres};
 use tower::{Service, ServiceExt as _};
 
-use super::{Effect, Event, Handler, HandlerError};
+use super::{BatchHandler, Effect, Event, Handler, HandlerError};
 use crate::{claim::Claim, inbox::Transaction};
 
 /// An event, and the transaction that its effects belong to: the request of a service that is a [`Handler`].
@@ -20,16 +20,26 @@ pub struct InTransaction<'t, DB: Database = Postgres> {
     pub tx: &'t mut Transaction<DB>,
 }
 
-/// Makes an [`Effect`] of a tower service of events, whose answer is the result that is stored; or a [`Handler`] of one
-/// of events [in a transaction](InTransaction). Its error is tried again, unless it is a
-/// [`HandlerError`](HandlerError::boxed) that says otherwise. Each event has a clone of the service.
+/// Events, and the transaction that their effects belong to: the request of a service that is a [`BatchHandler`].
+#[derive(Debug)]
+pub struct BatchInTransaction<'t, DB: Database = Postgres> {
+    /// The events, as [`BatchHandler`] gets them.
+    pub events: Vec<Event>,
+    /// What is done through it happens exactly once for each of them, as [`BatchHandler`] says.
+    pub tx: &'t mut Transaction<DB>,
+}
+
+/// Makes an [`Effect`] of a tower service of events, whose answer is the result that is stored; a [`Handler`] of one of
+/// events [in a transaction](InTransaction); or a [`BatchHandler`] of one of [batches in a transaction](BatchInTransaction).
+/// Its error is tried again, unless it is a [`HandlerError`](HandlerError::boxed) that says otherwise. Each event, or
+/// batch, has a clone of the service.
 ///
 /// A layer that gives a service up, as a timeout does, ends no statement that it has sent: the transaction is rolled back
 /// when the database has done with that. Bound statements by the database's own `statement_timeout`.
 ///
 /// ```
 /// use std::time::Duration;
-/// use outbox_sdk::{Effect, Event, Handler, HandlerError, InTransaction, service};
+/// use outbox_sdk::{BatchHandler, BatchInTransaction, Effect, Event, Handler, HandlerError, InTransaction, service};
 /// use tower::{BoxError, ServiceBuilder, service_fn};
 ///
 /// let mail = ServiceBuilder::new().timeout(Duration::from_secs(5)).service(service_fn(async |event: Event| {
@@ -46,6 +56,14 @@ pub struct InTransaction<'t, DB: Database = Postgres> {
 /// let welcome = ServiceBuilder::new().timeout(Duration::from_secs(5)).service(service_fn(welcome));
 /// fn is_handler(_: impl Handler) {}
 /// is_handler(service(welcome));
+///
+/// async fn count(BatchInTransaction { events, tx }: BatchInTransaction<'_>) -> Result<(), BoxError> {
+///     let ids: Vec<_> = events.iter().map(Event::id).collect();
+///     sqlx::query("insert into seen (event_id) select unnest($1::uuid[])").bind(ids).execute(&mut **tx).await?;
+///     Ok(())
+/// }
+/// fn is_batch_handler(_: impl BatchHandler) {}
+/// is_batch_handler(service(ServiceBuilder::new().timeout(Duration::from_secs(5)).service(service_fn(count))));
 /// ```
 pub fn service<S>(service: S) -> FromService<S> {
     FromService(service)
@@ -81,5 +99,23 @@ where
     async fn handle(&self, event: &Event, tx: &mut Transaction<DB>) -> Result<(), HandlerError> {
         let request = InTransaction { event: event.clone(), tx };
         self.0.clone().oneshot(request).await.map_err(HandlerError::of_service)
+    }
+}
+
+impl<S, DB: Database> BatchHandler<DB> for FromService<S>
+where
+    S: for<'t> Service<
+            BatchInTransaction<'t, DB>,
+            Response = (),
+            Error: Into<Box<dyn Error + Send + Sync>> + Send,
+            Future: Send,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    async fn handle(&self, events: &[&Event], tx: &mut Transaction<DB>) -> Result<(), HandlerError> {
+        let events = events.iter().copied().cloned().collect();
+        self.0.clone().oneshot(BatchInTransaction { events, tx }).await.map_err(HandlerError::of_service)
     }
 }

@@ -116,3 +116,26 @@ impl Settings {
         Ok(kafka)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a property that is named twice, the client takes the last.
+    fn property(settings: &Settings, name: &str) -> Option<String> {
+        let kafka = settings.kafka().expect("nothing is wrong with them");
+        kafka.into_iter().rev().find(|(found, _)| found == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn properties_of_the_applications_own_outrank_the_defaults() {
+        let mut settings = Settings::new("mailer".to_owned());
+        let wait = |settings: &Settings| property(settings, "fetch.wait.max.ms");
+        assert_eq!(wait(&settings).as_deref(), Some("50"), "else full queues wait for partitions without news");
+        settings.properties.push(("fetch.wait.max.ms".to_owned(), "7".to_owned()));
+        assert_eq!(wait(&settings).as_deref(), Some("7"));
+        assert_eq!(property(&settings, "group.id").as_deref(), Some("mailer"));
+        settings.properties.push(("enable.auto.commit".to_owned(), "true".to_owned()));
+        assert!(matches!(settings.kafka(), Err(BuildError::Property(name)) if name == "enable.auto.commit"));
+    }
+}

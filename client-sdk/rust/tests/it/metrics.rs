@@ -1,16 +1,19 @@
 //! What a consumer tells OpenTelemetry, read by an exporter in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use opentelemetry_sdk::metrics::{
     InMemoryMetricExporter, SdkMeterProvider,
-    data::{AggregatedMetrics, MetricData, ScopeMetrics},
+    data::{AggregatedMetrics, HistogramDataPoint, MetricData, ScopeMetrics},
 };
 use outbox_harness::kafka;
 use outbox_sdk::{Event, Handler, HandlerError, Transaction};
 
-use crate::rig::{Rig, Running, effect, events, publish_junk};
+use crate::rig::{Rig, Running, effect, event, events, publish_junk};
 
 /// Fails each event once, and the second event for good.
 struct Moody(std::sync::Mutex<BTreeSet<uuid::Uuid>>, uuid::Uuid);
@@ -60,6 +63,12 @@ fn read(exporter: &InMemoryMetricExporter) -> (BTreeMap<(String, String), u64>, 
     (values, keys)
 }
 
+fn exporting() -> (InMemoryMetricExporter, SdkMeterProvider) {
+    let exporter = InMemoryMetricExporter::default();
+    let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+    (exporter, provider)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_attempts_repeats_retries_and_dead_letters_are_counted_by_the_conventions() {
     let rig = Rig::new(1).await;
@@ -69,8 +78,7 @@ async fn events_attempts_repeats_retries_and_dead_letters_are_counted_by_the_con
         rig.publish(published.iter().map(|event| (0, event.clone()))).await;
     }
     publish_junk(&rig.topic, 0).await;
-    let exporter = InMemoryMetricExporter::default();
-    let provider = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
+    let (exporter, provider) = exporting();
     let consumer = rig.builder("mailer").dead_letters(&letters).meter(provider.meter("test"));
     let handler = Moody(std::sync::Mutex::default(), published[1].id);
     let running = Running::start(consumer.handler(handler).build().unwrap());
@@ -100,4 +108,43 @@ async fn events_attempts_repeats_retries_and_dead_letters_are_counted_by_the_con
         "outbox.consumer",
     ];
     assert_eq!(keys.iter().map(String::as_str).collect::<Vec<_>>(), few);
+}
+
+/// Seconds that all attempts took together.
+fn took(exporter: &InMemoryMetricExporter) -> f64 {
+    let all = exporter.get_finished_metrics().unwrap();
+    let metrics = all.last().expect("something was exported").scope_metrics().flat_map(ScopeMetrics::metrics);
+    let metrics = metrics.filter(|metric| metric.name() == "messaging.process.duration");
+    let sum = |data: &AggregatedMetrics| match data {
+        AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+            histogram.data_points().map(HistogramDataPoint::sum).sum::<f64>()
+        }
+        other => panic!("an instrument of another kind: {other:?}"),
+    };
+    metrics.map(|metric| sum(metric.data())).sum()
+}
+
+/// An attempt begins as the one before it ended, unless there was nothing to handle in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_events_is_no_part_of_what_it_takes_to_handle_them() {
+    /// A few of them are within the second for which a worker without work keeps its connection.
+    const PAUSE: Duration = Duration::from_millis(200);
+    let rig = Rig::new(1).await;
+    let (exporter, provider) = exporting();
+    let handler = async |event: &Event, tx: &mut Transaction| effect("mailer", event, tx).await;
+    let running = Running::start(rig.builder("mailer").meter(provider.meter("test")).handler(handler).build().unwrap());
+    rig.publish([(0, event())]).await;
+    running.until("the first is handled", |stats| stats.handled == 1).await;
+    provider.force_flush().unwrap();
+    let (first, began) = (took(&exporter), Instant::now());
+    for handled in 2..=4 {
+        tokio::time::sleep(PAUSE).await;
+        rig.publish([(0, event())]).await;
+        running.until("it is handled", |stats| stats.handled == handled).await;
+    }
+    let all = began.elapsed().as_secs_f64();
+    provider.force_flush().unwrap();
+    running.shut_down().await.unwrap();
+    let took = took(&exporter) - first;
+    assert!(took > 0.0 && took < all / 4.0, "{took} s of {all} s");
 }

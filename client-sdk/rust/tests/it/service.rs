@@ -10,7 +10,7 @@ use std::{
 
 use outbox_harness::kafka::{fresh_topic, header, read_topic};
 use outbox_proto::record::Attributes;
-use outbox_sdk::{Event, HandlerError, InTransaction, claim::MemoryClaims, service};
+use outbox_sdk::{BatchInTransaction, Event, HandlerError, InTransaction, Transaction, claim::MemoryClaims, service};
 use tower::{BoxError, ServiceBuilder, service_fn};
 
 use crate::rig::{Rig, Running, SOON, effect, event, unstored};
@@ -23,9 +23,8 @@ fn of_type(event_type: &str) -> Attributes {
 }
 
 /// Has its effect, and is then too slow, once, or says that it is hopeless.
-async fn mail(request: InTransaction<'_>, slow: Arc<AtomicU64>) -> Result<(), BoxError> {
-    let InTransaction { event, tx } = request;
-    effect("mailer", &event, tx).await.map_err(HandlerError::boxed)?;
+async fn mail(event: &Event, tx: &mut Transaction, slow: &AtomicU64) -> Result<(), BoxError> {
+    effect("mailer", event, tx).await.map_err(HandlerError::boxed)?;
     match event.event_type() {
         "slow" if slow.fetch_add(1, SeqCst) == 0 => std::future::pending().await,
         "hopeless" => Err(HandlerError::dead_letter("no such user").boxed()),
@@ -47,8 +46,29 @@ impl<'t> tower::Service<InTransaction<'t>> for Mail {
         std::task::Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: InTransaction<'t>) -> Self::Future {
-        Box::pin(mail(request, Arc::clone(&self.slow)))
+    fn call(&mut self, InTransaction { event, tx }: InTransaction<'t>) -> Self::Future {
+        let slow = Arc::clone(&self.slow);
+        Box::pin(async move { mail(&event, tx, &slow).await })
+    }
+}
+
+impl<'t> tower::Service<BatchInTransaction<'t>> for Mail {
+    type Response = ();
+    type Error = BoxError;
+    type Future = futures_util::future::BoxFuture<'t, Result<(), BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, BatchInTransaction { events, tx }: BatchInTransaction<'t>) -> Self::Future {
+        let slow = Arc::clone(&self.slow);
+        Box::pin(async move {
+            for event in &events {
+                mail(event, tx, &slow).await?;
+            }
+            Ok(())
+        })
     }
 }
 
@@ -71,6 +91,24 @@ async fn a_service_in_layers_handles_events_in_their_transactions() {
     let [put] = put else { panic!("one record: {put:?}") };
     assert_eq!(header(put, "ce_id"), Some(hopeless.id.to_string()));
     assert_eq!(header(put, "outbox-origin-reason").as_deref(), Some("the handler failed: no such user"));
+}
+
+/// What the layers stop is rolled back as a whole, and handled singly then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_in_layers_handles_batches_in_their_transactions() {
+    let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
+    let slow = Arc::<AtomicU64>::default();
+    let mail = ServiceBuilder::new().timeout(QUICK).service(Mail { slow: Arc::clone(&slow) });
+    rig.publish([(0, event()), (0, of_type("slow")), (0, of_type("hopeless")), (0, event())]).await;
+
+    let consumer = rig.builder("mailer").dead_letters(&letters).batch_handler(4, service(mail));
+    let running = Running::start(consumer.build().unwrap());
+    running.until("all to be settled", |stats| stats.handled == 3 && stats.dead_lettered == 1).await;
+
+    assert_eq!(rig.effects("mailer").await, (3, 3), "what was stopped and what was hopeless left nothing");
+    assert_eq!(slow.load(SeqCst), 2, "the batch was stopped, and no event that was handled singly");
+    running.shut_down().await.unwrap();
+    assert_eq!(read_topic(&letters).len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

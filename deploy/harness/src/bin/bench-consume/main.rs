@@ -4,9 +4,9 @@
 //! the group does not count. A bare loop only counts, or reads each event's id, or writes what the batch mode's handler
 //! writes, in transactions of the same size, without deduplication. There is one over all partitions, as a consumer is
 //! usually written, and one for each partition with a client, a thread and a database connection of its own, which is the
-//! most that can be had. Where nothing but reading is compared, the processor time that all of this process's threads took is
-//! told as well, Kafka's client among them: it does not depend on what else the machine does. With `key-ordered` each event takes a millisecond; what the workers could do at most is told by how
-//! long the handler really took.
+//! most that can be had. Where nothing but reading is compared, the processor time that all of this process's threads took
+//! is told as well, Kafka's client among them. With `key-ordered` each event takes a millisecond; what the workers could do
+//! at most is told by how long the handler really took.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says why")]
 

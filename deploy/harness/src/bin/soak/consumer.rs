@@ -15,12 +15,18 @@ struct Ledger;
 
 const INSERT: &str = "insert into effects (event_id, key, n) select * from unnest($1::uuid[], $2::text[], $3::int8[])";
 
+/// The event's key, and its number among those of it.
+fn place(event: &Event) -> Result<(String, i64), HandlerError> {
+    Ok((String::from_utf8_lossy(event.key().unwrap_or_default()).into_owned(), event.json()?))
+}
+
 async fn write(events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
     let (mut ids, mut keys, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
     for event in events {
+        let (key, n) = place(event)?;
         ids.push(event.id());
-        keys.push(String::from_utf8_lossy(event.key().unwrap_or_default()).into_owned());
-        numbers.push(event.json::<i64>()?);
+        keys.push(key);
+        numbers.push(n);
     }
     sqlx::query(INSERT).bind(ids).bind(keys).bind(numbers).execute(&mut **tx).await?;
     Ok(())
@@ -43,9 +49,9 @@ struct Deed(PgPool);
 
 impl Effect for Deed {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<Vec<u8>, HandlerError> {
-        let begin = sqlx::query("insert into deeds (event_id, token, attempt) values ($1, $2, $3)");
-        let begin = begin.bind(event.id()).bind(claim.token()).bind(i64::from(claim.attempt()));
-        begin.execute(&self.0).await?;
+        let (key, n) = place(event)?;
+        let begin = sqlx::query("insert into deeds (event_id, key, n, token) values ($1, $2, $3, $4)");
+        begin.bind(event.id()).bind(key).bind(n).bind(claim.token()).execute(&self.0).await?;
         tokio::time::sleep(Duration::from_millis(5)).await;
         let end = sqlx::query("update deeds set ended = true where token = $1").bind(claim.token());
         end.execute(&self.0).await?;

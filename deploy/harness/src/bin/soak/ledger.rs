@@ -12,11 +12,11 @@ pub(super) async fn make(pool: &PgPool, mode: Mode) {
             "create table effects (place bigserial, event_id uuid not null, key text not null, n int8 not null)".into()
         }
         Some(claims) => format!(
-            "create table deeds (event_id uuid not null, token uuid not null, attempt int8 not null,
+            "create table deeds (event_id uuid not null, key text not null, n int8 not null, token uuid not null,
                                  ended boolean not null default false);
              create index on deeds (token);
-             create table changes (event_id uuid not null, before uuid, after uuid not null, until timestamptz,
-                                   was_completed boolean, is_completed boolean not null,
+             create table changes (place bigserial, event_id uuid not null, before uuid, after uuid not null,
+                                   until timestamptz, was_completed boolean, is_completed boolean not null,
                                    made_at timestamptz not null default clock_timestamp());
              create function write_down() returns trigger language plpgsql as $$
              begin
@@ -53,7 +53,8 @@ pub(super) async fn effects(pool: &PgPool, events: i64) {
     println!("effects {effects}, different events {different}, out of their key's order {misplaced}");
 }
 
-/// Every event was completed once, by the holder of its lease, and no lease was taken while another held it.
+/// Every event was completed once, in its key's order, by the holder of its lease, and no lease was taken while another
+/// held it.
 pub(super) async fn claims(pool: &PgPool, table: &str, events: i64) {
     let number = async |sql: String| -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(pool).await.expect("the ledger can be read")
@@ -72,11 +73,19 @@ pub(super) async fn claims(pool: &PgPool, table: &str, events: i64) {
     let without =
         format!("select count(*) from {table} c where not exists (select from deeds d where d.token = c.token)");
     assert_eq!(number(without).await, 0, "events that were completed without an effect");
+    let order = "select count(*) from (
+                     select e.n, row_number() over (partition by e.key order by c.place) as expected
+                     from changes c join (select distinct event_id, key, n from deeds) e using (event_id)
+                     where c.is_completed and not coalesce(c.was_completed, false)
+                 ) as e where n <> expected";
+    let misplaced = number(order.into()).await;
+    assert_eq!(misplaced, 0, "completions out of their key's order");
     let late =
         format!("select count(*) from deeds d join {table} c using (event_id) where d.ended and c.token <> d.token");
     let (late, deeds) = (number(late).await, number("select count(*) from deeds".into()).await);
     let handed = number("select count(*) from changes where before <> after".into()).await;
     println!(
-        "completed {completed}, effects {deeds}, leases taken over {handed}, of them late effects whose completion was refused {late}"
+        "completed {completed}, out of their key's order {misplaced}, effects {deeds}, leases taken over {handed}, of them \
+         late effects whose completion was refused {late}"
     );
 }

@@ -7,7 +7,7 @@
 //!
 //! With claims (`--mode claim` and `--mode server`) effects are outside the transaction and may happen again. There the
 //! ledger of all changes of claims must show that no lease was taken while another held it, that every event was completed
-//! once, and that a late completion was refused.
+//! once, in its key's order, and that a late completion was refused.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a harness that fails says why")]
 
