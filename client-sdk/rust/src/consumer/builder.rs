@@ -163,7 +163,9 @@ impl<M> ConsumerBuilder<M> {
 
     /// How much of one partition waits to be handled or is being handled: at most this many records, 500 unless set, and
     /// about this many bytes, 16 MiB unless set (one record more). A partition at its bound is read no further until an
-    /// eighth of it is handled, or a worker has nothing to do. Besides that Kafka's client fetches ahead, as much as `queued.max.messages.kbytes` says.
+    /// eighth of it is handled, or a worker has nothing to do. Besides that Kafka's client fetches ahead, as much as
+    /// `queued.max.messages.kbytes` says. Small records that are read together share a piece of memory of 16 KiB: one of
+    /// them that is retried for long keeps all of it, which is not counted.
     pub fn partition_bound(mut self, records_max: usize, bytes_max: usize) -> Self {
         self.settings.bound = Bound { records: records_max, bytes: bytes_max };
         self
