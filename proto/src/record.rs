@@ -249,6 +249,7 @@ fn present(value: Option<&[u8]>) -> Option<&[u8]> {
     value.filter(|value| !value.is_empty())
 }
 
+/// The same, as text.
 fn text<'a>(name: &'static str, value: Option<&'a [u8]>) -> Result<Option<&'a str>, DecodeError> {
     present(value).map(|value| utf8(name, value)).transpose()
 }

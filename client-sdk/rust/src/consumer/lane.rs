@@ -102,6 +102,7 @@ impl<M: Mode> Lane<M> {
     fn queue(&self, records: Vec<Record>) -> usize {
         let mut state = self.state();
         if self.work.concurrency == 1 {
+            // All of the partition is one line.
             state.queue.push(Line::default(), records);
         } else {
             records.into_iter().for_each(|record| state.queue.push(self.line(&record), [record]));

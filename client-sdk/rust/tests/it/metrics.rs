@@ -8,7 +8,7 @@ use std::{
 use opentelemetry::{KeyValue, metrics::MeterProvider as _};
 use opentelemetry_sdk::metrics::{
     InMemoryMetricExporter, SdkMeterProvider,
-    data::{AggregatedMetrics, HistogramDataPoint, MetricData, ScopeMetrics},
+    data::{AggregatedMetrics, HistogramDataPoint, Metric, MetricData, ResourceMetrics, ScopeMetrics},
 };
 use outbox_harness::kafka;
 use outbox_sdk::{Event, Handler, HandlerError, Transaction};
@@ -30,13 +30,16 @@ impl Handler for Moody {
     }
 }
 
+/// The metrics of the last export. Each tells everything since the start.
+fn last(all: &[ResourceMetrics]) -> impl Iterator<Item = &Metric> {
+    all.last().expect("something was exported").scope_metrics().flat_map(ScopeMetrics::metrics)
+}
+
 /// By name and error class: the sum of a counter or gauge, or how often a histogram was recorded to.
 fn read(exporter: &InMemoryMetricExporter) -> (BTreeMap<(String, String), u64>, BTreeSet<String>) {
     let (mut values, mut keys) = (BTreeMap::new(), BTreeSet::new());
     let all = exporter.get_finished_metrics().unwrap();
-    // Each export tells everything since the start.
-    let last = all.last().expect("something was exported");
-    for metric in last.scope_metrics().flat_map(ScopeMetrics::metrics) {
+    for metric in last(&all) {
         let mut put = |attributes: &mut dyn Iterator<Item = &KeyValue>, value: u64| {
             let mut class = String::new();
             for attribute in attributes {
@@ -113,8 +116,7 @@ async fn events_attempts_repeats_retries_and_dead_letters_are_counted_by_the_con
 /// Seconds that all attempts took together.
 fn took(exporter: &InMemoryMetricExporter) -> f64 {
     let all = exporter.get_finished_metrics().unwrap();
-    let metrics = all.last().expect("something was exported").scope_metrics().flat_map(ScopeMetrics::metrics);
-    let metrics = metrics.filter(|metric| metric.name() == "messaging.process.duration");
+    let metrics = last(&all).filter(|metric| metric.name() == "messaging.process.duration");
     let sum = |data: &AggregatedMetrics| match data {
         AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
             histogram.data_points().map(HistogramDataPoint::sum).sum::<f64>()

@@ -37,21 +37,6 @@ struct Mail {
     slow: Arc<AtomicU64>,
 }
 
-impl<'t> tower::Service<InTransaction<'t>> for Mail {
-    type Response = ();
-    type Error = BoxError;
-    type Future = futures_util::future::BoxFuture<'t, Result<(), BoxError>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, InTransaction { event, tx }: InTransaction<'t>) -> Self::Future {
-        let slow = Arc::clone(&self.slow);
-        Box::pin(async move { mail(&event, tx, &slow).await })
-    }
-}
-
 impl<'t> tower::Service<BatchInTransaction<'t>> for Mail {
     type Response = ();
     type Error = BoxError;
@@ -72,11 +57,17 @@ impl<'t> tower::Service<BatchInTransaction<'t>> for Mail {
     }
 }
 
+/// What is a batch of one event to the service.
+fn alone(InTransaction { event, tx }: InTransaction<'_>) -> BatchInTransaction<'_> {
+    BatchInTransaction { events: vec![event], tx }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_in_layers_handles_events_in_their_transactions() {
     let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
     let slow = Arc::<AtomicU64>::default();
-    let mail = ServiceBuilder::new().concurrency_limit(1).timeout(QUICK).service(Mail { slow: Arc::clone(&slow) });
+    let mail = ServiceBuilder::new().concurrency_limit(1).timeout(QUICK).map_request(alone);
+    let mail = mail.service(Mail { slow: Arc::clone(&slow) });
     let hopeless = of_type("hopeless");
     rig.publish([(0, event()), (0, of_type("slow")), (0, hopeless.clone()), (0, event())]).await;
 
