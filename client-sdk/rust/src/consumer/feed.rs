@@ -20,11 +20,11 @@ use rdkafka::{
 
 use super::{
     lanes::Bound,
-    record::{Copies, Record},
+    record::{Copies, Pieces, Record},
 };
 
 /// How many records of a partition are read before others get a turn.
-const PER_TURN: usize = 500;
+const PER_TURN: usize = 1_000;
 
 /// The queues with their topics' names, by topic and partition.
 type Queues<C> = HashMap<(String, i32), (Arc<str>, PartitionQueue<C>)>;
@@ -33,11 +33,12 @@ type Queues<C> = HashMap<(String, i32), (Arc<str>, PartitionQueue<C>)>;
 pub(super) struct Feeds<C: ConsumerContext + 'static> {
     consumer: OnceLock<Weak<BaseConsumer<C>>>,
     queues: Mutex<Queues<C>>,
+    pieces: Mutex<Pieces>,
 }
 
 impl<C: ConsumerContext + 'static> Default for Feeds<C> {
     fn default() -> Self {
-        Self { consumer: OnceLock::new(), queues: Mutex::default() }
+        Self { consumer: OnceLock::new(), queues: Mutex::default(), pieces: Mutex::default() }
     }
 }
 
@@ -92,9 +93,10 @@ impl<C: ConsumerContext + 'static> Feeds<C> {
         tolerate: impl Fn(KafkaError) -> Result<(), E>,
     ) -> Result<bool, E> {
         let mut has_more = false;
+        let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, partition), (topic, queue)) in self.queues().iter() {
             let Bound { records, mut bytes } = room(topic, *partition);
-            let (mut copies, mut polled, mut outcome) = (Copies::new(Arc::clone(topic)), 0, Ok(()));
+            let (mut copies, mut polled, mut outcome) = (Copies::new(topic, &mut pieces), 0, Ok(()));
             while polled < records.min(PER_TURN) && bytes > 0 && outcome.is_ok() {
                 let Some(record) = queue.poll(Duration::ZERO) else { break };
                 polled += 1;

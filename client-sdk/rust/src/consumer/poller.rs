@@ -23,7 +23,7 @@ use super::{
     lanes::Epoch,
     mailbox::{Mailbox, Stop},
     rebalance::Context,
-    record::{Copies, Record},
+    record::{Copies, Pieces, Record},
 };
 
 /// How long to wait for news when there is nothing to poll.
@@ -76,7 +76,8 @@ impl Poller {
                     break;
                 }
                 Some(Ok(record)) => {
-                    let mut copies = Copies::new(record.topic().into());
+                    let (topic, mut pieces) = (record.topic().into(), Pieces::default());
+                    let mut copies = Copies::new(&topic, &mut pieces);
                     copies.add(&record);
                     self.take(copies.finish());
                 }
