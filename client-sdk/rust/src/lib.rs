@@ -24,9 +24,9 @@ pub use client::{
     Returned, Row, Transact, TransactError, Transacted, ValueError,
 };
 pub use consumer::{
-    BatchHandler, BatchInTransaction, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError, Effect, Event,
-    Handler, HandlerError, HandlerFn, InTransaction, Irregularity, IrregularityKind, PayloadError, RecordPlace,
-    Redrive, RedriveError, Router, Stats, StatsReader, json, protobuf, service,
+    BatchEffect, BatchHandler, BatchInTransaction, Beyond, BuildError, Consumer, ConsumerBuilder, ConsumerError,
+    Effect, Event, Handler, HandlerError, HandlerFn, InTransaction, Irregularity, IrregularityKind, PayloadError,
+    RecordPlace, Redrive, RedriveError, Router, Stats, StatsReader, json, protobuf, service,
 };
 #[cfg(feature = "sqlite")]
 pub use inbox::SqliteInbox;

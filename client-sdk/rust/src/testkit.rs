@@ -18,10 +18,10 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use uuid::Uuid;
 
 use crate::{
-    BatchHandler, Effect, Event, Handler, Inbox,
+    BatchEffect, BatchHandler, Effect, Event, Handler, Inbox,
     claim::Claims,
     consumer::{
-        mode::{Batched, Done, Leased, Mode, Scope, Transactional},
+        mode::{BatchLeased, Batched, Done, Leased, Mode, Scope, Transactional},
         record::{Place, Record},
     },
 };
@@ -110,6 +110,14 @@ impl<C: Claims, E: Effect> TestKit<Leased<C, E>> {
     /// A consumer as `.claims(…).effect(…)` makes it. After a crash the kit waits until the lease has run out.
     pub fn leased(consumer: impl Into<String>, claims: C, lease: Duration, effect: E) -> Self {
         Self::new(consumer.into(), Leased { claims, lease, effect })
+    }
+}
+
+impl<C: Claims, E: BatchEffect> TestKit<BatchLeased<C, E>> {
+    /// A consumer as `.claims(…).batch_effect(…)` makes it, with batches of up to 16 events. After a crash the kit waits
+    /// until the leases have run out.
+    pub fn batch_leased(consumer: impl Into<String>, claims: C, lease: Duration, effect: E) -> Self {
+        Self::new(consumer.into(), BatchLeased { claims, lease, effect, events_max: BATCH_MAX })
     }
 }
 

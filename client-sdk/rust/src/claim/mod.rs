@@ -132,6 +132,51 @@ pub trait Claims: Clone + Send + Sync + 'static {
     /// Gives the lease back: another may claim the event at once.
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Hold, InboxError>> + Send;
 
+    /// Claims these events, as [`claim`](Self::claim) would one after the other in this order; one that is given twice is
+    /// held the second time. What is answered is in their order, too. When it fails, leases that it got are given back or
+    /// run out.
+    ///
+    /// Unless a store has a better way, this and the next three take the events one by one.
+    fn claim_all(
+        &self,
+        consumer: &str,
+        keys: &[EventKey<'_>],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Claimed>, InboxError>> + Send {
+        async move {
+            let mut claimed = Vec::with_capacity(keys.len());
+            for key in keys {
+                match self.claim(consumer, key, lease).await {
+                    Ok(answer) => claimed.push(answer),
+                    Err(error) => {
+                        give_back(self, claimed).await;
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(claimed)
+        }
+    }
+
+    /// Extends each of these leases. When it fails, some may be extended.
+    fn extend_all(
+        &self,
+        claims: &[Claim],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Hold>, InboxError>> + Send {
+        one_by_one(claims, move |claim| self.extend(claim, lease))
+    }
+
+    /// Completes each of these, without a result. When it fails, some may be completed.
+    fn complete_all(&self, claims: &[Claim]) -> impl Future<Output = Result<Vec<Hold>, InboxError>> + Send {
+        one_by_one(claims, move |claim| self.complete(claim, b""))
+    }
+
+    /// Gives each of these leases back. When it fails, some may be given back.
+    fn release_all(&self, claims: &[Claim]) -> impl Future<Output = Result<Vec<Hold>, InboxError>> + Send {
+        one_by_one(claims, move |claim| self.release(claim))
+    }
+
     /// Forgets up to `max` of what the consumer completed longer ago than this; says how many.
     fn expire(
         &self,
@@ -139,4 +184,22 @@ pub trait Claims: Clone + Send + Sync + 'static {
         older_than: Duration,
         max: i64,
     ) -> impl Future<Output = Result<u64, InboxError>> + Send;
+}
+
+async fn one_by_one<'c, F: Future<Output = Result<Hold, InboxError>>>(
+    claims: &'c [Claim],
+    call: impl Fn(&'c Claim) -> F,
+) -> Result<Vec<Hold>, InboxError> {
+    let mut holds = Vec::with_capacity(claims.len());
+    for claim in claims {
+        holds.push(call(claim).await?);
+    }
+    Ok(holds)
+}
+
+/// Gives back the leases among what several events were answered. Those that cannot be given back run out.
+async fn give_back(claims: &impl Claims, claimed: Vec<Claimed>) {
+    let yours = |answer| if let Claimed::Yours(claim) = answer { Some(claim) } else { None };
+    let held: Vec<Claim> = claimed.into_iter().filter_map(yours).collect();
+    let _ = claims.release_all(&held).await;
 }

@@ -5,17 +5,21 @@
 //!
 //! It deliberately remembers nothing here: every call asks the server.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use outbox_proto::v1::{self, claim_response::Outcome, inbox_service_client::InboxServiceClient};
 use uuid::Uuid;
 
-use super::{Claim, Claimed, Claims, Hold, Scope};
+use super::{Claim, Claimed, Claims, Hold, Scope, give_back};
 use crate::{
     Client, CommitError,
     client::{Connection, call::Call, timestamp},
     inbox::{EventKey, InboxError},
 };
+
+/// Of those that are made for several events.
+const CALLS_AT_ONCE: usize = 32;
 
 type Rpc = InboxServiceClient<Connection>;
 
@@ -131,10 +135,58 @@ impl Claims for ServerClaims {
         Ok(hold(self.client.call(&self.rpc, call, request, send).await.map_err(failed)?.hold()))
     }
 
+    /// Some at once; what is given twice afterwards.
+    async fn claim_all(
+        &self,
+        consumer: &str,
+        keys: &[EventKey<'_>],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, InboxError> {
+        let mut known = HashSet::new();
+        let (first, again): (Vec<usize>, Vec<usize>) =
+            (0..keys.len()).partition(|at| known.insert((keys[*at].source(), keys[*at].id())));
+        let mut claimed: Vec<Option<Claimed>> = vec![None; keys.len()];
+        let mut failed = None;
+        for places in [first, again] {
+            let claims = places.into_iter().map(async |at| (at, self.claim(consumer, &keys[at], lease).await));
+            for (at, answer) in some_at_once(claims.collect()).await {
+                match answer {
+                    Ok(answer) => claimed[at] = Some(answer),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+        }
+        let claimed = claimed.into_iter().flatten().collect();
+        match failed {
+            None => Ok(claimed),
+            Some(error) => {
+                give_back(self, claimed).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn extend_all(&self, claims: &[Claim], lease: Duration) -> Result<Vec<Hold>, InboxError> {
+        some_at_once(claims.iter().map(|claim| self.extend(claim, lease)).collect()).await.into_iter().collect()
+    }
+
+    async fn complete_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
+        some_at_once(claims.iter().map(|claim| self.complete(claim, b"")).collect()).await.into_iter().collect()
+    }
+
+    async fn release_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
+        some_at_once(claims.iter().map(|claim| self.release(claim)).collect()).await.into_iter().collect()
+    }
+
     /// Nothing: the server forgets by itself, behind its own window.
     async fn expire(&self, _: &str, _: Duration, _: i64) -> Result<u64, InboxError> {
         Ok(0)
     }
+}
+
+/// Makes calls, a few of them at the same time, to their end. What they come to is in their order.
+async fn some_at_once<F: Future>(calls: Vec<F>) -> Vec<F::Output> {
+    stream::iter(calls).buffered(CALLS_AT_ONCE).collect().await
 }
 
 fn message(duration: Duration) -> Option<prost_types::Duration> {

@@ -64,4 +64,6 @@ impl SqliteClaims {
     }
 }
 
-claims_in_rows!(SqliteClaims, crate::inbox::sqlite_scope);
+impl Claims for SqliteClaims {
+    claims_in_rows!(crate::inbox::sqlite_scope);
+}

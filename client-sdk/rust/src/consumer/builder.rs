@@ -9,8 +9,8 @@ use opentelemetry::metrics::Meter;
 use rdkafka::ClientConfig;
 
 use super::{
-    BatchHandler, Batched, BuildError, Consumer, Counters, Effect, Handler, Irregularity, Leased, Mailbox, Mode,
-    Transactional,
+    BatchEffect, BatchHandler, BatchLeased, Batched, BuildError, Consumer, Counters, Effect, Handler, Irregularity,
+    Leased, Mailbox, Mode, Transactional,
     dead_letter::DeadLetters,
     lane,
     lanes::{Bound, StartLane},
@@ -78,6 +78,12 @@ impl<C: Claims> ConsumerBuilder<Claiming<C>> {
     /// What has the effects.
     pub fn effect<E: Effect>(self, effect: E) -> ConsumerBuilder<Leased<C, E>> {
         self.with(|Claiming { claims, lease }| Leased { claims, lease, effect })
+    }
+
+    /// What has the effects of up to `events_max` events of a partition together. All of them wait for the slowest, so
+    /// choose a lease for which one that takes over may wait as well.
+    pub fn batch_effect<E: BatchEffect>(self, events_max: usize, effect: E) -> ConsumerBuilder<BatchLeased<C, E>> {
+        self.with(|Claiming { claims, lease }| BatchLeased { claims, lease, effect, events_max })
     }
 }
 
@@ -165,7 +171,8 @@ impl<M> ConsumerBuilder<M> {
     /// about this many bytes, 16 MiB unless set (one record more). A partition at its bound is read no further until an
     /// eighth of it is handled, or a worker has nothing to do. Besides that Kafka's client fetches ahead, as much as
     /// `queued.max.messages.kbytes` says. Small records that are read together share a piece of memory of 16 KiB: one of
-    /// them that is retried for long keeps all of it, which is not counted.
+    /// them that is retried for long keeps all of it, which is not counted; nor are up to 256 such pieces, most often some
+    /// 6 MiB, that a consumer keeps to fill them again.
     pub fn partition_bound(mut self, records_max: usize, bytes_max: usize) -> Self {
         self.settings.bound = Bound { records: records_max, bytes: bytes_max };
         self

@@ -32,3 +32,36 @@ pub trait Effect: Send + Sync + 'static {
     /// Has the effect of one event.
     fn perform(&self, event: &Event, claim: &Claim) -> impl Future<Output = Result<Vec<u8>, HandlerError>> + Send;
 }
+
+/// Has one effect for many events: a request that carries them all, to a search index or a mail service, say. For effects
+/// in a database use [`BatchHandler`](super::BatchHandler), which promises more.
+///
+/// ```
+/// use outbox_sdk::{BatchEffect, Event, HandlerError, claim::Claim};
+///
+/// struct Index;
+///
+/// impl BatchEffect for Index {
+///     async fn perform(&self, events: &[&Event], _: &[Claim]) -> Result<(), HandlerError> {
+///         // The event's id names the document, so that one that is written again is the same one.
+///         let documents: Vec<_> = events.iter().map(|event| (event.id(), event.payload())).collect();
+///         // bulk(documents).await?
+///         # let _ = documents;
+///         Ok(())
+///     }
+/// }
+/// ```
+///
+/// # Contract
+/// - *Events*: those of a partition that have arrived and have not been handled before, at most as many as the builder was
+///   told, in the partition's order, each once. `claims` has the lease on each at the same place.
+/// - *Effects*: as for [`Effect`]; after a crash they may happen again for all events of the batch, or for some.
+/// - *Failure*: when this fails for any of them, let it return the error: then each is performed by itself, with an attempt
+///   more, those that have had their effect included. The same happens when they cannot be handled together, because
+///   another instance is at work on one of them, say: then nothing has been performed.
+/// - *Result*: none is stored.
+/// - *Concurrency*, *cancellation*: as for [`Effect`]; the future is dropped when any of the leases is lost.
+pub trait BatchEffect: Send + Sync + 'static {
+    /// Has the effects of these events.
+    fn perform(&self, events: &[&Event], claims: &[Claim]) -> impl Future<Output = Result<(), HandlerError>> + Send;
+}

@@ -7,7 +7,7 @@
 use std::{error::Error, time::Duration};
 
 use super::HandlerError;
-use crate::inbox::InboxError;
+use crate::{claim::work::Unfinished, inbox::InboxError};
 
 /// Why handling an event failed once. Its transaction is rolled back, or, where `Commit` lost the answer, settled by
 /// the next attempt.
@@ -55,6 +55,15 @@ impl Verdict {
 }
 
 impl AttemptError {
+    /// Why effects under a lease came to nothing.
+    pub(super) fn of_work(unfinished: Unfinished<HandlerError>) -> Self {
+        match unfinished {
+            Unfinished::Failed(error) => Self::Handler(error),
+            Unfinished::Late => Self::Late,
+            Unfinished::Store(error) => Self::Inbox(error),
+        }
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         let pass = || causes(self).any(|e| e.downcast_ref().is_some_and(passes));
         match self {

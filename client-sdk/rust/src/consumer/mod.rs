@@ -56,12 +56,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::{Claiming, ConsumerBuilder},
-    effect::Effect,
+    effect::{BatchEffect, Effect},
     error::{BuildError, ConsumerError, RecordPlace},
     event::{Event, PayloadError},
     handler::{BatchHandler, Handler, HandlerFn},
     handler_error::HandlerError,
-    mode::{Batched, Leased, Mode, Transactional},
+    mode::{BatchLeased, Batched, Leased, Mode, Transactional},
     redrive::{Redrive, RedriveError},
     retention::Beyond,
     router::{PayloadFn, Router, Typed, json, protobuf},

@@ -8,7 +8,7 @@ use std::error::Error;
 use sqlx::{Database, Postgres};
 use tower::{Service, ServiceExt as _};
 
-use super::{BatchHandler, Effect, Event, Handler, HandlerError};
+use super::{BatchEffect, BatchHandler, Effect, Event, Handler, HandlerError};
 use crate::{claim::Claim, inbox::Transaction};
 
 /// An event, and the transaction that its effects belong to: the request of a service that is a [`Handler`].
@@ -29,8 +29,9 @@ pub struct BatchInTransaction<'t, DB: Database = Postgres> {
     pub tx: &'t mut Transaction<DB>,
 }
 
-/// Makes an [`Effect`] of a tower service of events, whose answer is the result that is stored; a [`Handler`] of one of
-/// events [in a transaction](InTransaction); or a [`BatchHandler`] of one of [batches in a transaction](BatchInTransaction).
+/// Makes an [`Effect`] of a tower service of events, whose answer is the result that is stored; a [`BatchEffect`] of one of
+/// vectors of events; a [`Handler`] of one of events [in a transaction](InTransaction); or a [`BatchHandler`] of one of
+/// [batches in a transaction](BatchInTransaction).
 /// Its error is tried again, unless it is a [`HandlerError`](HandlerError::boxed) that says otherwise. Each event, or
 /// batch, has a clone of the service.
 ///
@@ -39,7 +40,9 @@ pub struct BatchInTransaction<'t, DB: Database = Postgres> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use outbox_sdk::{BatchHandler, BatchInTransaction, Effect, Event, Handler, HandlerError, InTransaction, service};
+/// use outbox_sdk::{
+///     BatchEffect, BatchHandler, BatchInTransaction, Effect, Event, Handler, HandlerError, InTransaction, service,
+/// };
 /// use tower::{BoxError, ServiceBuilder, service_fn};
 ///
 /// let mail = ServiceBuilder::new().timeout(Duration::from_secs(5)).service(service_fn(async |event: Event| {
@@ -47,6 +50,13 @@ pub struct BatchInTransaction<'t, DB: Database = Postgres> {
 /// }));
 /// fn is_effect(_: impl Effect) {}
 /// is_effect(service(mail));
+///
+/// let index = ServiceBuilder::new().timeout(Duration::from_secs(30)).service(service_fn(async |events: Vec<Event>| {
+///     println!("{} documents", events.len());
+///     Ok::<_, std::io::Error>(())
+/// }));
+/// fn is_batch_effect(_: impl BatchEffect) {}
+/// is_batch_effect(service(index));
 ///
 /// async fn welcome(InTransaction { event, tx }: InTransaction<'_>) -> Result<(), BoxError> {
 ///     let Some(user) = event.key() else { return Err(HandlerError::dead_letter("there is no user").boxed()) };
@@ -84,6 +94,17 @@ where
     }
 }
 
+impl<S> BatchEffect for FromService<S>
+where
+    S: Service<Vec<Event>, Response = ()> + Clone + Send + Sync + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+    S::Future: Send,
+{
+    async fn perform(&self, events: &[&Event], _: &[Claim]) -> Result<(), HandlerError> {
+        self.0.clone().oneshot(owned(events)).await.map_err(HandlerError::of_service)
+    }
+}
+
 impl<S, DB: Database> Handler<DB> for FromService<S>
 where
     S: for<'t> Service<
@@ -115,7 +136,11 @@ where
         + 'static,
 {
     async fn handle(&self, events: &[&Event], tx: &mut Transaction<DB>) -> Result<(), HandlerError> {
-        let events = events.iter().copied().cloned().collect();
-        self.0.clone().oneshot(BatchInTransaction { events, tx }).await.map_err(HandlerError::of_service)
+        let request = BatchInTransaction { events: owned(events), tx };
+        self.0.clone().oneshot(request).await.map_err(HandlerError::of_service)
     }
+}
+
+fn owned(events: &[&Event]) -> Vec<Event> {
+    events.iter().copied().cloned().collect()
 }

@@ -160,7 +160,7 @@ impl<M: Mode> Work<M> {
             Ok(()) => true,
             Err(error) => {
                 let (events, error) = (events.len(), error.chain());
-                tracing::warn!(events, error, "a batch is rolled back: its events are handled singly");
+                tracing::warn!(events, error, "a batch came to nothing: its events are handled singly");
                 false
             }
         }

@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use sqlx::{Database, Pool, Postgres, SqlStr};
 
 pub(crate) use self::key::Held;
-pub(crate) use self::postgres::scope as postgres_scope;
+pub(crate) use self::postgres::{Names, scope as postgres_scope};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteInbox;
 #[cfg(feature = "sqlite")]

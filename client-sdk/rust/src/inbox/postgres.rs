@@ -197,16 +197,16 @@ impl Inbox for PostgresInbox {
 
 /// Different events, as arrays for the database. In one order in every transaction: two batches with the same events must
 /// wait, not deadlock.
-struct Names {
+pub(crate) struct Names {
     /// Each with the place at which it comes first among the keys.
     sorted: Vec<((i32, Uuid), usize)>,
-    scopes: Vec<i32>,
-    ids: Vec<Uuid>,
-    contents: Vec<Option<i64>>,
+    pub(crate) scopes: Vec<i32>,
+    pub(crate) ids: Vec<Uuid>,
+    pub(crate) contents: Vec<Option<i64>>,
 }
 
 impl Names {
-    fn of(keys: &[(i32, EventKey<'_>)]) -> Self {
+    pub(crate) fn of(keys: &[(i32, EventKey<'_>)]) -> Self {
         let mut sorted: Vec<((i32, Uuid), usize)> =
             keys.iter().enumerate().map(|(at, (scope, key))| ((*scope, key.id()), at)).collect();
         sorted.sort_unstable();
@@ -218,7 +218,7 @@ impl Names {
     }
 
     /// Where one of them comes first among the keys.
-    fn place(&self, name: (i32, Uuid)) -> Option<usize> {
+    pub(crate) fn place(&self, name: (i32, Uuid)) -> Option<usize> {
         let found = self.sorted.binary_search_by_key(&name, |(name, _)| *name).ok()?;
         Some(self.sorted[found].1)
     }

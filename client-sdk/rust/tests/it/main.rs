@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs, reason = "a test that cannot go on has failed")]
 
 mod batch;
+mod batch_effect;
 mod claims;
 mod client;
 mod crash;

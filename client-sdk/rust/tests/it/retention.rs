@@ -12,12 +12,14 @@ use outbox_harness::{
 };
 use outbox_proto::record::Attributes;
 use outbox_sdk::{
-    Beyond, Consumer, ConsumerError, Event, Inbox as _, PostgresInbox,
+    Beyond, Consumer, ConsumerBuilder, ConsumerError, Event, Inbox as _, PostgresInbox,
     claim::{MemoryClaims, PostgresClaims},
+    consumer::Claiming,
     service,
 };
 use tokio::time::timeout;
 use tower::service_fn;
+use uuid::Uuid;
 
 use crate::rig::{Effect, Rig, Running, SOON, event, events, unstored};
 
@@ -53,22 +55,46 @@ async fn trap_10_an_event_that_is_older_than_the_window_is_not_handled_for_want_
     assert!(header(put, "outbox-origin-reason").unwrap().contains("older than the window"));
 }
 
-/// Nor does its claim stay: whoever has a longer window can have it.
+type Leased = ConsumerBuilder<Claiming<PostgresClaims>>;
+/// The ids of events, in the order in which they were performed.
+type Performed = Arc<Mutex<Vec<Uuid>>>;
+
+fn singly(consumer: Leased, performed: Performed) -> Consumer {
+    let perform = service_fn(move |event: Event| {
+        performed.lock().unwrap().push(event.id());
+        async { Ok::<_, std::io::Error>(Vec::new()) }
+    });
+    consumer.effect(service(perform)).build().unwrap()
+}
+
+fn together(consumer: Leased, performed: Performed) -> Consumer {
+    let perform = service_fn(move |events: Vec<Event>| {
+        performed.lock().unwrap().extend(events.iter().map(Event::id));
+        async { Ok::<_, std::io::Error>(()) }
+    });
+    consumer.batch_effect(10, service(perform)).build().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trap_10_an_event_that_is_older_than_the_window_is_not_performed_under_a_lease() {
+    an_old_event_is_not_performed(singly).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_10_an_event_that_is_older_than_the_window_is_not_performed_with_others() {
+    an_old_event_is_not_performed(together).await;
+}
+
+/// Nor does its claim stay: whoever has a longer window can have it.
+async fn an_old_event_is_not_performed(build: fn(Leased, Performed) -> Consumer) {
     let (rig, letters) = (Rig::new(1).await, fresh_topic("letters", 1).await);
-    let (claims, performed) = (PostgresClaims::new(rig.pool.clone()), Arc::new(Mutex::new(Vec::new())));
+    let (claims, performed) = (PostgresClaims::new(rig.pool.clone()), Performed::default());
     let old = Attributes { time: Some(Utc::now() - 3 * DAY), ..event() };
     let fresh = event();
     let start = |group: &str, window| {
-        let performed = Arc::clone(&performed);
-        let effect = service(service_fn(move |event: Event| {
-            performed.lock().unwrap().push(event.id());
-            async { Ok::<_, std::io::Error>(Vec::new()) }
-        }));
         let consumer = unstored("mailer", &rig.topic).group(format!("{group}-{}", rig.topic));
         let consumer = consumer.window(window, Beyond::Warn).dead_letters(&letters);
-        Running::start(consumer.claims(claims.clone(), 10 * SOON).effect(effect).build().unwrap())
+        Running::start(build(consumer.claims(claims.clone(), 10 * SOON), Arc::clone(&performed)))
     };
     rig.publish([(0, old.clone()), (0, fresh.clone())]).await;
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -126,4 +126,26 @@ async fn a_service_in_layers_has_effects_under_leases() {
     assert_eq!((running.stats().retries, performed.load(SeqCst)), (1, 4));
     running.shut_down().await.unwrap();
     assert_eq!(read_topic(&letters).len(), 1);
+}
+
+/// What the layers stop is performed singly then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_in_layers_has_one_effect_for_many_events() {
+    let rig = Rig::new(1).await;
+    let performed = Arc::new(Mutex::new(Vec::new()));
+    let calls = Arc::clone(&performed);
+    let perform = service_fn(move |events: Vec<Event>| {
+        let is_first = calls.lock().unwrap().is_empty();
+        calls.lock().unwrap().push(events.len());
+        async move { if is_first { std::future::pending().await } else { Ok::<_, BoxError>(()) } }
+    });
+    let perform = ServiceBuilder::new().timeout(QUICK).service(perform);
+    rig.publish((0..4).map(|_| (0, event()))).await;
+
+    let consumer = unstored("mailer", &rig.topic).claims(MemoryClaims::new(10), SOON);
+    let running = Running::start(consumer.batch_effect(4, service(perform)).build().unwrap());
+    running.until("all to be settled", |stats| stats.handled == 4).await;
+    running.shut_down().await.unwrap();
+    let calls = performed.lock().unwrap().clone();
+    assert_eq!(calls[1..=calls[0]], vec![1; calls[0]], "{calls:?}");
 }

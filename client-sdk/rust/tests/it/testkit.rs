@@ -1,13 +1,18 @@
 //! The kit delivers what Kafka and crashes would, and convicts a handler whose effects are not in its transaction.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use outbox_sdk::{
-    BatchHandler, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    BatchEffect, BatchHandler, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
     claim::{Claim, MemoryClaims},
     testkit::{Delivered, TestEvent, TestKit},
 };
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::rig::{self, Rig};
 
@@ -27,7 +32,7 @@ async fn a_handler_that_works_in_its_transaction_passes_whatever_is_done_to_it()
     assert!(report.repeats > 20 && report.crashes > 20, "{report:?}");
     assert_eq!(rig.effects("mailer").await, (60, 60));
     assert_eq!(kit.deliver(&events[0]).await.unwrap(), Delivered::Duplicate);
-    let handled: Vec<uuid::Uuid> =
+    let handled: Vec<Uuid> =
         sqlx::query_scalar("select event_id from effects order by place").fetch_all(&rig.pool).await.unwrap();
     for key in 0..7 {
         let published: Vec<_> = events.iter().skip(key).step_by(7).map(Event::id).collect();
@@ -37,7 +42,7 @@ async fn a_handler_that_works_in_its_transaction_passes_whatever_is_done_to_it()
 }
 
 /// Does not take one of the events together with others.
-struct Solitary(uuid::Uuid);
+struct Solitary(Uuid);
 
 impl BatchHandler for Solitary {
     async fn handle(&self, events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
@@ -99,4 +104,35 @@ async fn an_effect_under_a_lease_is_delivered_until_it_is_completed() {
     for event in &events {
         assert_eq!(kit.deliver(event).await.unwrap(), Delivered::Duplicate);
     }
+}
+
+/// Has its effects in a ledger outside any transaction: which events, by the call.
+#[derive(Clone, Default)]
+struct Index(Arc<Mutex<Vec<Vec<Uuid>>>>);
+
+impl BatchEffect for Index {
+    async fn perform(&self, events: &[&Event], _: &[Claim]) -> Result<(), HandlerError> {
+        for at in 0..8 {
+            if at == 4 {
+                self.0.lock().unwrap().push(events.iter().map(|event| event.id()).collect());
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn one_effect_for_many_events_is_delivered_until_all_are_completed() {
+    let (events, index) = (events(), Index::default());
+    let claims = MemoryClaims::new(1_000);
+    let kit = TestKit::batch_leased("mailer", claims, Duration::from_millis(20), index.clone()).seed(7);
+    let report = kit.torment(&events).await.unwrap();
+    assert!(report.repeats > 20 && report.crashes > 5, "{report:?}");
+    for event in &events {
+        assert_eq!(kit.deliver(event).await.unwrap(), Delivered::Duplicate);
+    }
+    let calls = index.0.lock().unwrap();
+    assert!(calls.iter().all(|call| call.iter().collect::<HashSet<_>>().len() == call.len()), "none twice in a call");
+    assert!(calls.iter().any(|call| call.len() > 1), "{calls:?}");
 }

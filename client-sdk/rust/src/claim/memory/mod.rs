@@ -21,7 +21,7 @@ use hashbrown::DefaultHashBuilder;
 use uuid::Uuid;
 
 use self::{fingerprint::Fingerprint, part::Part};
-use super::{Claim, Claimed, Claims, Hold};
+use super::{Claim, Claimed, Claims, Hold, give_back};
 use crate::inbox::{EventKey, InboxError};
 
 /// How many parts there are at most.
@@ -54,9 +54,23 @@ impl MemoryClaims {
 
     /// The part of this event.
     fn part(&self, event_id: Uuid) -> MutexGuard<'_, Part> {
+        self.lock(self.number(event_id))
+    }
+
+    fn number(&self, event_id: Uuid) -> usize {
         // Hashed, for ids may be alike for the most part, as those of version 1 are.
-        let number = self.hasher.hash_one(event_id) as usize % self.parts.len();
+        self.hasher.hash_one(event_id) as usize % self.parts.len()
+    }
+
+    fn lock(&self, number: usize) -> MutexGuard<'_, Part> {
         self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The numbers of these events' parts, and at which places among them the events of each are, in order.
+    fn by_part(&self, event_ids: impl Iterator<Item = Uuid>) -> impl Iterator<Item = (usize, Vec<usize>)> {
+        let mut places: Vec<Vec<usize>> = vec![Vec::new(); self.parts.len()];
+        event_ids.enumerate().for_each(|(at, id)| places[self.number(id)].push(at));
+        places.into_iter().enumerate().filter(|(_, places)| !places.is_empty())
     }
 }
 
@@ -73,6 +87,34 @@ impl Claims for MemoryClaims {
 
     async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
         Ok(self.part(claim.event_id).complete(claim, result))
+    }
+
+    async fn claim_all(
+        &self,
+        consumer: &str,
+        keys: &[EventKey<'_>],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, InboxError> {
+        let mut claimed: Vec<Option<Claimed>> = vec![None; keys.len()];
+        let content = |at: usize| keys[at].held().and_then(|held| Fingerprint::of(held, &self.hasher));
+        for (number, places) in self.by_part(keys.iter().map(EventKey::id)) {
+            let places: Vec<_> = places.into_iter().map(|at| (at, content(at))).collect();
+            let filled = self.lock(number).claim_all(consumer, keys, &places, lease, &mut claimed);
+            if let Err(full) = filled {
+                give_back(self, claimed.into_iter().flatten().collect()).await;
+                return Err(full);
+            }
+        }
+        Ok(claimed.into_iter().flatten().collect())
+    }
+
+    async fn complete_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
+        let mut holds = vec![Hold::Lost; claims.len()];
+        for (number, places) in self.by_part(claims.iter().map(Claim::event_id)) {
+            let mut part = self.lock(number);
+            places.into_iter().for_each(|at| holds[at] = part.complete(&claims[at], b""));
+        }
+        Ok(holds)
     }
 
     /// Nothing: the oldest make room by themselves.
@@ -136,6 +178,18 @@ mod tests {
             assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Held { .. })));
             assert_eq!(claims.complete(&claim, b"sent").await.expect("memory does not fail"), Hold::Kept);
             assert!(matches!(claims.claim("mailer", &key, lease).await, Ok(Claimed::Done(sent)) if sent == b"sent"));
+        }
+    }
+
+    /// Otherwise what could not be claimed together would be in the way of being claimed singly.
+    #[tokio::test]
+    async fn what_cannot_be_claimed_together_is_given_back() {
+        let (claims, lease) = (MemoryClaims::new(3), Duration::from_secs(60));
+        let keys = [key(), key(), key(), key()];
+        assert!(matches!(claims.claim_all("mailer", &keys, lease).await, Err(InboxError::Full(3))));
+        for key in &keys {
+            let claim = yours(&claims, key, lease).await;
+            claims.complete(&claim, b"").await.expect("memory does not fail");
         }
     }
 }

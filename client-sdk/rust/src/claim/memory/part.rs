@@ -9,6 +9,7 @@
 use std::{
     collections::VecDeque,
     hash::BuildHasher as _,
+    hint::black_box,
     time::{Duration, Instant},
 };
 
@@ -55,6 +56,14 @@ struct Note {
     place: Place,
     /// Of the claim's name, which thus need not be read for the index to be.
     hash: u64,
+}
+
+/// An event that is to be claimed.
+struct Wanted {
+    name: Name,
+    /// Of the name.
+    hash: u64,
+    content: Option<Fingerprint>,
 }
 
 /// Where a claim lies.
@@ -109,26 +118,98 @@ impl Part {
         content: Option<Fingerprint>,
         lease: Duration,
     ) -> Result<Claimed, InboxError> {
+        let wanted = self.wanted(consumer, key, content);
         let now = self.now();
-        let state = State::Leased(now.saturating_add(nanoseconds(lease)));
-        let name = (self.scopes.number(consumer, key.source()), key.id());
-        let hash = self.hasher.hash_one(name);
-        self.leases += 1;
-        let lease = self.leases;
-        let token = Uuid::from_u128(self.first_token.as_u128().wrapping_add(lease.into()));
-        let yours = |attempts| Ok(Claimed::Yours(Claim::new(name.0, name.1, token, attempts)));
-        if let Some(place) = self.place(name, hash) {
-            let entry = &mut self.entries[place as usize];
-            let differs = entry.content.is_some_and(|known| known.differs(key.held(), content));
-            if let Some(answer) = entry.found(differs, now).answer() {
-                return Ok(answer);
-            }
-            entry.attempts = entry.attempts.saturating_add(1);
-            (entry.lease, entry.state) = (lease, state);
-            return yours(entry.attempts);
+        match self.grant(&wanted, key, now.saturating_add(nanoseconds(lease)), now) {
+            Some(attempts) => Ok(self.yours(&wanted, self.leases, attempts)),
+            None => self.refusal(&wanted, key, now),
         }
-        let entry = Entry { name, content, lease, attempts: 1, note: 0, state };
-        if self.put(entry, hash, now) { yours(1) } else { Err(InboxError::Full(self.capacity)) }
+    }
+
+    /// Claims the events at these places among `keys`, in this order, and puts the answers into the same places. Where there
+    /// is no room, those before it are answered.
+    pub(super) fn claim_all(
+        &mut self,
+        consumer: &str,
+        keys: &[EventKey<'_>],
+        places: &[(usize, Option<Fingerprint>)],
+        lease: Duration,
+        claimed: &mut [Option<Claimed>],
+    ) -> Result<(), InboxError> {
+        let now = self.now();
+        let until = now.saturating_add(nanoseconds(lease));
+        let wanted = places.iter().map(|(at, content)| self.wanted(consumer, &keys[*at], *content));
+        let wanted: Vec<Wanted> = wanted.collect();
+        self.look_ahead(&wanted);
+        // Claims are put together afterwards: copying one waits until what was written before it has reached memory.
+        let (mut granted, before, mut outcome) = (Vec::with_capacity(wanted.len()), self.leases, Ok(()));
+        for (wanted, (at, _)) in wanted.iter().zip(places) {
+            let attempts = self.grant(wanted, &keys[*at], until, now);
+            granted.push(attempts);
+            if attempts.is_none() {
+                match self.refusal(wanted, &keys[*at], now) {
+                    Ok(answer) => claimed[*at] = Some(answer),
+                    Err(full) => {
+                        outcome = Err(full);
+                        break;
+                    }
+                }
+            }
+        }
+        for (((wanted, (at, _)), attempts), lease) in wanted.iter().zip(places).zip(granted).zip(before + 1..) {
+            if let Some(attempts) = attempts {
+                claimed[*at] = Some(self.yours(wanted, lease, attempts));
+            }
+        }
+        outcome
+    }
+
+    fn wanted(&mut self, consumer: &str, key: &EventKey<'_>, content: Option<Fingerprint>) -> Wanted {
+        let name = (self.scopes.number(consumer, key.source()), key.id());
+        Wanted { name, hash: self.hasher.hash_one(name), content }
+    }
+
+    /// Reads what claiming these will read, so that memory is waited for once and not for each.
+    fn look_ahead(&self, wanted: &[Wanted]) {
+        for Wanted { hash, .. } in wanted {
+            black_box(self.index.find(*hash, |place| black_box(*place) == Place::MAX));
+        }
+        // Of these, as many will make room.
+        for Note { place, hash, .. } in self.ended.iter().take(wanted.len()) {
+            black_box(self.entries[*place as usize].note);
+            black_box(self.index.find(*hash, |other| other == place));
+        }
+    }
+
+    /// Takes the next lease on an event, and says how often it has been claimed. `None` when there is none to be had.
+    fn grant(&mut self, wanted: &Wanted, key: &EventKey<'_>, until: u64, now: u64) -> Option<u32> {
+        let Wanted { name, hash, content } = *wanted;
+        self.leases += 1;
+        let (lease, state) = (self.leases, State::Leased(until));
+        let Some(place) = self.place(name, hash) else {
+            let entry = Entry { name, content, lease, attempts: 1, note: 0, state };
+            return self.put(entry, hash, now).then_some(1);
+        };
+        let entry = &mut self.entries[place as usize];
+        if entry.differs(key, content) || !matches!(entry.state, State::Leased(until) if until <= now) {
+            return None;
+        }
+        entry.attempts = entry.attempts.saturating_add(1);
+        (entry.lease, entry.state) = (lease, state);
+        Some(entry.attempts)
+    }
+
+    /// Why there is no lease to be had.
+    fn refusal(&self, wanted: &Wanted, key: &EventKey<'_>, now: u64) -> Result<Claimed, InboxError> {
+        let Some(place) = self.place(wanted.name, wanted.hash) else { return Err(InboxError::Full(self.capacity)) };
+        let entry = &self.entries[place as usize];
+        let answer = entry.found(entry.differs(key, wanted.content), now).answer();
+        Ok(answer.unwrap_or(Claimed::Held { left: Duration::ZERO }))
+    }
+
+    fn yours(&self, wanted: &Wanted, lease: u64, attempts: u32) -> Claimed {
+        let token = Uuid::from_u128(self.first_token.as_u128().wrapping_add(lease.into()));
+        Claimed::Yours(Claim::new(wanted.name.0, wanted.name.1, token, attempts))
     }
 
     pub(super) fn extend(&mut self, claim: &Claim, lease: Duration) -> Hold {
@@ -256,6 +337,11 @@ impl Part {
 }
 
 impl Entry {
+    /// Whether it is known to be of another event than this.
+    fn differs(&self, key: &EventKey<'_>, content: Option<Fingerprint>) -> bool {
+        self.content.is_some_and(|known| known.differs(key.held(), content))
+    }
+
     /// What it tells someone who claims it now, or another event under its name.
     fn found(&self, differs: bool, now: u64) -> Found {
         let (result, left) = match &self.state {
@@ -500,5 +586,35 @@ mod tests {
         let mut part = Part::new(10);
         yours(&mut part, &one);
         assert!(matches!(claim(&mut part, &cut), Ok(Claimed::Conflict)), "where parts end counts");
+    }
+
+    /// Claims together and one after the other, in stores that are alike but for that, and both come to the same.
+    #[test]
+    fn what_is_claimed_together_is_answered_as_if_it_were_claimed_in_turn() {
+        let (mut part, mut turn) = (Part::new(40), Part::new(40));
+        let keys: Vec<_> = (0..200).map(|_| key()).collect();
+        let kind = |claimed: &Claimed| match claimed {
+            Claimed::Yours(claim) => format!("attempt {} on {}", claim.attempt(), claim.event_id()),
+            Claimed::Held { .. } => "held".to_owned(),
+            other => format!("{other:?}"),
+        };
+        for first in (0..180).step_by(7) {
+            // Some that are known, some that are known no more, and one that is given twice.
+            let wanted: Vec<_> = (first..first + 20).chain([first + 19, first / 2]).map(|at| keys[at]).collect();
+            let places: Vec<_> = (0..wanted.len()).map(|at| (at, None)).collect();
+            let mut together = vec![None; wanted.len()];
+            part.claim_all("mailer", &wanted, &places, LEASE, &mut together).expect("there is room");
+            let together: Vec<Claimed> = together.into_iter().flatten().collect();
+            let in_turn: Vec<Claimed> =
+                wanted.iter().map(|key| claim(&mut turn, key).expect("there is room")).collect();
+            assert!(together.iter().map(kind).eq(in_turn.iter().map(kind)), "{together:?} and {in_turn:?}");
+            for (part, claimed) in [(&mut part, together), (&mut turn, in_turn)] {
+                for (at, claimed) in claimed.into_iter().enumerate() {
+                    let Claimed::Yours(claim) = claimed else { continue };
+                    let hold = if at % 5 == 0 { part.release(&claim) } else { part.complete(&claim, b"sent") };
+                    assert_eq!(hold, Hold::Kept);
+                }
+            }
+        }
     }
 }

@@ -10,10 +10,7 @@ use std::time::Duration;
 
 use super::{Done, Mode, Scope};
 use crate::{
-    claim::{
-        Claim, Claimed, Claims,
-        work::{self, Unfinished},
-    },
+    claim::{Claim, Claimed, Claims, work},
     consumer::{
         Effect, Event,
         failure::AttemptError,
@@ -66,10 +63,6 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
 impl<C: Claims, E: Effect> Leased<C, E> {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
         let performed = work::complete(&self.claims, claim, self.lease, self.effect.perform(event, claim)).await;
-        performed.map(drop).map_err(|unfinished| match unfinished {
-            Unfinished::Failed(error) => AttemptError::Handler(error),
-            Unfinished::Late => AttemptError::Late,
-            Unfinished::Store(error) => AttemptError::Inbox(error),
-        })
+        performed.map(drop).map_err(AttemptError::of_work)
     }
 }

@@ -3,10 +3,12 @@
 //! - [`Transactional`]: mark and effects in one transaction; effects happen exactly once.
 //! - [`Batched`]: the same, many events in one transaction.
 //! - [`Leased`]: a lease on each event, for effects outside a database; they happen once unless the lease is lost.
+//! - [`BatchLeased`]: the same, with one effect for many events.
 //!
 //! Invariant: an attempt that returns `Ok` has settled its events: their effects are durable, or were before.
 //! It deliberately decides nothing about failures: `worker` does.
 
+mod batch_leased;
 mod batched;
 mod leased;
 mod transaction;
@@ -14,7 +16,7 @@ mod transactional;
 
 use std::time::Duration;
 
-pub use self::{batched::Batched, leased::Leased, transactional::Transactional};
+pub use self::{batch_leased::BatchLeased, batched::Batched, leased::Leased, transactional::Transactional};
 use super::{Event, failure::AttemptError};
 use crate::inbox::InboxError;
 
@@ -26,7 +28,7 @@ pub(crate) struct Scope {
     pub(crate) window: Option<Duration>,
 }
 
-/// How a consumer handles events: [`Transactional`], [`Batched`] or [`Leased`]. Not meant to be implemented.
+/// How a consumer handles events: [`Transactional`], [`Batched`], [`Leased`] or [`BatchLeased`]. Not meant to be implemented.
 #[allow(private_interfaces, private_bounds, reason = "sealed: what its methods speak of cannot be named outside")]
 pub trait Mode: Send + Sync + 'static {
     /// What a worker keeps from one attempt to the next.

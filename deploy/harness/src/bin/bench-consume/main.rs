@@ -25,7 +25,8 @@ use futures_util::future::join_all;
 use outbox_harness::{figures, kafka, postgres::Database};
 use outbox_proto::record::Attributes;
 use outbox_sdk::{
-    BatchHandler, Consumer, ConsumerBuilder, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    BatchEffect, BatchHandler, Consumer, ConsumerBuilder, Effect, Event, Handler, HandlerError, PostgresInbox,
+    Transaction,
     claim::{Claim, MemoryClaims},
 };
 use rdkafka::{
@@ -90,6 +91,7 @@ struct Reading {
     stream: Cost,
     ids: Cost,
     memory: Cost,
+    memory_batch: Cost,
 }
 
 struct Working {
@@ -122,23 +124,31 @@ async fn main() {
 }
 
 fn tell_reading(rounds: &[&Reading]) {
-    let median = |of: fn(&Reading) -> f64| figures::median(rounds.iter().map(|round| of(round)));
-    let cost = |of: fn(&Reading) -> Cost| {
-        let rate = figures::median(rounds.iter().map(|round| of(round).rate));
-        let processor = figures::median(rounds.iter().map(|round| of(round).processor));
-        format!("{rate:.0} ({processor:.2} µs)")
-    };
-    println!("| one librdkafka loop, only counting | {} | | |", cost(|r| r.bare));
-    println!("| such a loop for each partition | {:.0} | | |", median(|r| r.bare_most));
-    println!("| one task that awaits each record, only counting | {} | | |", cost(|r| r.stream));
-    println!("| one librdkafka loop that reads ids | {} | | |", cost(|r| r.ids));
-    let (one, most) = (median(|r| r.memory.rate / r.bare.rate), median(|r| r.memory.rate / r.bare_most));
-    let (ids, work) = (median(|r| r.memory.rate / r.ids.rate), median(|r| r.memory.processor / r.ids.processor));
-    let (memory, stream) = (cost(|r| r.memory), median(|r| r.memory.rate / r.stream.rate));
+    println!("| one librdkafka loop, only counting | {} | | |", cost(rounds, |r| r.bare));
+    let most = figures::median(rounds.iter().map(|r| r.bare_most));
+    println!("| such a loop for each partition | {most:.0} | | |");
+    println!("| one task that awaits each record, only counting | {} | | |", cost(rounds, |r| r.stream));
+    println!("| one librdkafka loop that reads ids | {} | | |", cost(rounds, |r| r.ids));
+    tell_memory(rounds, "singly", |r| r.memory);
+    tell_memory(rounds, "in batches", |r| r.memory_batch);
+}
+
+fn tell_memory(rounds: &[&Reading], how: &str, memory: fn(&Reading) -> Cost) {
+    let of = |other: fn(&Reading) -> f64| figures::median(rounds.iter().map(|r| memory(r).rate / other(r)));
+    let (one, most, stream, ids) =
+        (of(|r| r.bare.rate), of(|r| r.bare_most), of(|r| r.stream.rate), of(|r| r.ids.rate));
     println!(
-        "| claims in memory | {memory} | {one:.2} and {most:.2} of only counting, {stream:.2} of doing so in a task; {ids:.2} \
-         of reading ids, for which it takes {work:.2} of the processor time | 0.5 |"
+        "| claims in memory, {how} | {} | {one:.2} and {most:.2} of only counting, {stream:.2} of doing so in a task, \
+         {ids:.2} of reading ids | 0.5 |",
+        cost(rounds, memory)
     );
+}
+
+/// The medians of rate and processor time.
+fn cost(rounds: &[&Reading], of: fn(&Reading) -> Cost) -> String {
+    let rate = figures::median(rounds.iter().map(|round| of(round).rate));
+    let processor = figures::median(rounds.iter().map(|round| of(round).processor));
+    format!("{rate:.0} ({processor:.2} µs)")
 }
 
 fn tell_working(rounds: &[&Working]) {
@@ -173,8 +183,12 @@ async fn reading(options: &Options, topic: &str) -> Reading {
     let memory = builder(topic).claims(MemoryClaims::new(options.claims), LEASE).effect(Nothing);
     let memory = run(memory.partition_bound(2_000, 16 << 20), options.events);
     let memory = costing(options.events, memory).await;
+    let batch = builder(topic).claims(MemoryClaims::new(options.claims), LEASE).batch_effect(options.batch, Nothing);
+    let batch = run(batch.partition_bound(2_000, 16 << 20), options.events);
+    let memory_batch = costing(options.events, batch).await;
     println!(
-        "bare {:.0} ({:.2} µs) and {bare_most:.0}/s, stream {:.0} ({:.2} µs), ids {:.0}/s ({:.2} µs), memory {:.0}/s ({:.2} µs)",
+        "bare {:.0} ({:.2} µs) and {bare_most:.0}/s, stream {:.0} ({:.2} µs), ids {:.0}/s ({:.2} µs), memory {:.0}/s ({:.2} µs), in \
+         batches {:.0}/s ({:.2} µs)",
         bare.rate,
         bare.processor,
         stream.rate,
@@ -182,9 +196,11 @@ async fn reading(options: &Options, topic: &str) -> Reading {
         ids.rate,
         ids.processor,
         memory.rate,
-        memory.processor
+        memory.processor,
+        memory_batch.rate,
+        memory_batch.processor
     );
-    Reading { bare, bare_most, stream, ids, memory }
+    Reading { bare, bare_most, stream, ids, memory, memory_batch }
 }
 
 async fn working(options: &Options, topic: &str) -> Working {
@@ -301,6 +317,12 @@ struct Nothing;
 impl Effect for Nothing {
     async fn perform(&self, _: &Event, _: &Claim) -> Result<Vec<u8>, HandlerError> {
         Ok(Vec::new())
+    }
+}
+
+impl BatchEffect for Nothing {
+    async fn perform(&self, _: &[&Event], _: &[Claim]) -> Result<(), HandlerError> {
+        Ok(())
     }
 }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use outbox_harness::kafka;
 use outbox_sdk::{
-    BatchHandler, Client, Consumer, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
+    BatchEffect, BatchHandler, Client, Consumer, Effect, Event, Handler, HandlerError, PostgresInbox, Transaction,
     claim::{Claim, PostgresClaims, ServerClaims},
 };
 use sqlx::{PgPool, postgres::PgPoolOptions};
+use uuid::Uuid;
 
 use super::{LEASE, Mode, SESSION_TIMEOUT_MS};
 
@@ -20,14 +21,30 @@ fn place(event: &Event) -> Result<(String, i64), HandlerError> {
     Ok((String::from_utf8_lossy(event.key().unwrap_or_default()).into_owned(), event.json()?))
 }
 
-async fn write(events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
-    let (mut ids, mut keys, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
-    for event in events {
-        let (key, n) = place(event)?;
-        ids.push(event.id());
-        keys.push(key);
-        numbers.push(n);
+/// Events as arrays for the database.
+#[derive(Default)]
+struct Columns {
+    ids: Vec<Uuid>,
+    keys: Vec<String>,
+    /// Among those of the key.
+    numbers: Vec<i64>,
+}
+
+impl Columns {
+    fn of(events: &[&Event]) -> Result<Self, HandlerError> {
+        let mut columns = Self::default();
+        for event in events {
+            let (key, n) = place(event)?;
+            columns.ids.push(event.id());
+            columns.keys.push(key);
+            columns.numbers.push(n);
+        }
+        Ok(columns)
     }
+}
+
+async fn write(events: &[&Event], tx: &mut Transaction) -> Result<(), HandlerError> {
+    let Columns { ids, keys, numbers } = Columns::of(events)?;
     sqlx::query(INSERT).bind(ids).bind(keys).bind(numbers).execute(&mut **tx).await?;
     Ok(())
 }
@@ -59,6 +76,21 @@ impl Effect for Deed {
     }
 }
 
+/// The same for many events: it begins for all of them, takes a while, and ends for all.
+impl BatchEffect for Deed {
+    async fn perform(&self, events: &[&Event], claims: &[Claim]) -> Result<(), HandlerError> {
+        let Columns { ids, keys, numbers } = Columns::of(events)?;
+        let tokens: Vec<Uuid> = claims.iter().map(Claim::token).collect();
+        let begin = "insert into deeds (event_id, key, n, token)
+                     select * from unnest($1::uuid[], $2::text[], $3::int8[], $4::uuid[])";
+        sqlx::query(begin).bind(ids).bind(keys).bind(numbers).bind(&tokens).execute(&self.0).await?;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let end = sqlx::query("update deeds set ended = true where token = any ($1)").bind(tokens);
+        end.execute(&self.0).await?;
+        Ok(())
+    }
+}
+
 /// One consumer process, until it is killed. `server` is outboxd's endpoint, where it keeps the claims.
 pub(super) async fn consume(mode: Mode, url: &str, topic: &str, server: &str) {
     let options = PgPoolOptions::new().max_connections(16).acquire_timeout(Duration::from_secs(5));
@@ -76,6 +108,10 @@ pub(super) async fn consume(mode: Mode, url: &str, topic: &str, server: &str) {
         Mode::Claim => {
             let claims = PostgresClaims::new(pool.clone());
             consumer.claims(claims, LEASE).concurrency(4).effect(Deed(pool)).build()
+        }
+        Mode::ClaimBatch => {
+            let claims = PostgresClaims::new(pool.clone());
+            consumer.claims(claims, LEASE).concurrency(4).batch_effect(50, Deed(pool)).build()
         }
         Mode::Server => {
             let claims = ServerClaims::new(Client::connect(server).expect("an endpoint"));

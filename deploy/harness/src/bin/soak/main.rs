@@ -5,7 +5,7 @@
 //! - every event has exactly one effect (P6), and no record is stuck: the group's offsets are at the topic's end;
 //! - for each key, effects are in the order in which its events were published.
 //!
-//! With claims (`--mode claim` and `--mode server`) effects are outside the transaction and may happen again. There the
+//! With claims (`--mode claim`, `claim-batch` and `server`) effects are outside the transaction and may happen again. There the
 //! ledger of all changes of claims must show that no lease was taken while another held it, that every event was completed
 //! once, in its key's order, and that a late completion was refused.
 
@@ -95,6 +95,8 @@ enum Mode {
     Batch,
     /// Leases in the database, for effects outside the transaction
     Claim,
+    /// The same, with one effect for up to 50 events
+    ClaimBatch,
     /// The same, with leases that outboxd keeps
     Server,
 }
@@ -104,7 +106,7 @@ impl Mode {
     fn claims(self) -> Option<&'static str> {
         match self {
             Self::Keyed | Self::Batch => None,
-            Self::Claim => Some("outbox_inbox.claims"),
+            Self::Claim | Self::ClaimBatch => Some("outbox_inbox.claims"),
             Self::Server => Some("outbox.claims"),
         }
     }
@@ -132,7 +134,7 @@ async fn main() {
     PostgresInbox::new(pool.clone()).ensure_schema().await.expect("the inbox can be made");
     let server = match options.mode {
         Mode::Server => Some(serve(&options, &cluster).await),
-        Mode::Keyed | Mode::Batch | Mode::Claim => None,
+        Mode::Keyed | Mode::Batch | Mode::Claim | Mode::ClaimBatch => None,
     };
     ledger::make(&pool, options.mode).await;
     let topic = kafka::fresh_topic("soak", PARTITIONS).await;
