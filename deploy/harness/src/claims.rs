@@ -152,6 +152,21 @@ async fn several_by_two(claims: &impl Claims) {
         let holds: Vec<Hold> = given_back.into_iter().flat_map(|holds| holds.expect("the store answers")).collect();
         assert_eq!(holds, vec![Hold::Kept; keys.len()]);
     }
+    let held = claims.claim_all("mailer", &keys, LEASE).await.expect("the store answers");
+    let held: Vec<Claim> = held.into_iter().map(granted).collect();
+    let extending = async {
+        for _ in 0..10 {
+            let holds = claims.extend_all(&held, LEASE).await.expect("the store answers");
+            assert_eq!(holds, vec![Hold::Kept; keys.len()]);
+        }
+    };
+    let claiming = async {
+        for _ in 0..10 {
+            let answers = claims.claim_all("mailer", &reversed, LEASE).await.expect("the store answers");
+            assert!(answers.iter().all(|answer| matches!(answer, Claimed::Held { .. })), "{answers:?}");
+        }
+    };
+    futures_util::future::join(extending, claiming).await;
 }
 
 fn is_yours(claimed: &Claimed) -> bool {

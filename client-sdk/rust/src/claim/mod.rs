@@ -132,9 +132,8 @@ pub trait Claims: Clone + Send + Sync + 'static {
     /// Gives the lease back: another may claim the event at once.
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Hold, InboxError>> + Send;
 
-    /// Claims these events, as [`claim`](Self::claim) would one after the other in this order; one that is given twice is
-    /// held the second time. What is answered is in their order, too. When it fails, leases that it got are given back or
-    /// run out.
+    /// Claims these events, and answers in their order what [`claim`](Self::claim) would, one after the other: an event that
+    /// is given twice, and is to be had, is held the second time. When it fails, leases that it got are given back or run out.
     ///
     /// Unless a store has a better way, this and the next three take the events one by one.
     fn claim_all(

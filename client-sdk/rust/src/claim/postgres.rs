@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgPool, Postgres, postgres::PgArguments, query::QueryAs};
+use sqlx::{PgPool, Postgres, postgres::PgArguments, query::QueryScalar};
 use uuid::Uuid;
 
 use super::{
@@ -30,7 +30,7 @@ macro_rules! held {
                  for update of c)
              ",
             $statement,
-            " returning c.scope, c.event_id"
+            " returning c.token"
         )
     };
 }
@@ -85,12 +85,13 @@ const RELEASE_ALL: &str = held!(
     "update outbox_inbox.claims c set leased_until = clock_timestamp()
      from held where c.scope = held.scope and c.event_id = held.event_id and c.completed_at is null"
 );
+/// What somebody is just claiming is left for another time, and what is claimed meanwhile is not old any more.
 const EXPIRE: &str = "
     delete from outbox_inbox.claims where ctid = any (array(
         select c.ctid from outbox_inbox.claims c join outbox_inbox.scopes s on s.id = c.scope
         where (c.completed_at < now() - $2 * interval '1 ms'
                or c.completed_at is null and c.leased_until < now() - $2 * interval '1 ms') and s.consumer = $1
-        limit $3))";
+        limit $3 for update of c skip locked))";
 
 /// Claims in a Postgres database.
 #[derive(Clone, Debug)]
@@ -218,14 +219,13 @@ impl Held {
         Self { scopes, ids, tokens }
     }
 
-    fn query<'q>(self, statement: &'static str) -> QueryAs<'q, Postgres, (i32, Uuid), PgArguments> {
-        sqlx::query_as(statement).bind(self.scopes).bind(self.ids).bind(self.tokens)
+    fn query<'q>(self, statement: &'static str) -> QueryScalar<'q, Postgres, Uuid, PgArguments> {
+        sqlx::query_scalar(statement).bind(self.scopes).bind(self.ids).bind(self.tokens)
     }
 }
 
-/// Which of these the statement returned.
-fn holds(claims: &[Claim], kept: &[(i32, Uuid)]) -> Vec<Hold> {
-    let kept: HashSet<_> = kept.iter().copied().collect();
-    let hold = |claim: &Claim| hold(u64::from(kept.contains(&(claim.number(), claim.event_id))));
-    claims.iter().map(hold).collect()
+/// The tokens of which of these the statement returned.
+fn holds(claims: &[Claim], kept: &[Uuid]) -> Vec<Hold> {
+    let kept: HashSet<&Uuid> = kept.iter().collect();
+    claims.iter().map(|claim| hold(u64::from(kept.contains(&claim.token)))).collect()
 }

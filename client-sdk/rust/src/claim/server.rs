@@ -7,7 +7,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::join_all;
 use outbox_proto::v1::{self, claim_response::Outcome, inbox_service_client::InboxServiceClient};
 use uuid::Uuid;
 
@@ -135,7 +135,7 @@ impl Claims for ServerClaims {
         Ok(hold(self.client.call(&self.rpc, call, request, send).await.map_err(failed)?.hold()))
     }
 
-    /// Some at once; what is given twice afterwards.
+    /// Some at once, what is given twice afterwards. The first that fails is the last but for those that are under way.
     async fn claim_all(
         &self,
         consumer: &str,
@@ -146,36 +146,33 @@ impl Claims for ServerClaims {
         let (first, again): (Vec<usize>, Vec<usize>) =
             (0..keys.len()).partition(|at| known.insert((keys[*at].source(), keys[*at].id())));
         let mut claimed: Vec<Option<Claimed>> = vec![None; keys.len()];
-        let mut failed = None;
-        for places in [first, again] {
-            let claims = places.into_iter().map(async |at| (at, self.claim(consumer, &keys[at], lease).await));
-            for (at, answer) in some_at_once(claims.collect()).await {
+        for places in first.chunks(CALLS_AT_ONCE).chain(again.chunks(CALLS_AT_ONCE)) {
+            let answers = join_all(places.iter().map(|at| self.claim(consumer, &keys[*at], lease))).await;
+            let mut failed = None;
+            for (at, answer) in places.iter().zip(answers) {
                 match answer {
-                    Ok(answer) => claimed[at] = Some(answer),
-                    Err(error) => failed = failed.or(Some(error)),
+                    Ok(answer) => claimed[*at] = Some(answer),
+                    Err(error) => failed = Some(error),
                 }
             }
-        }
-        let claimed = claimed.into_iter().flatten().collect();
-        match failed {
-            None => Ok(claimed),
-            Some(error) => {
-                give_back(self, claimed).await;
-                Err(error)
+            if let Some(error) = failed {
+                give_back(self, claimed.into_iter().flatten().collect()).await;
+                return Err(error);
             }
         }
+        Ok(claimed.into_iter().flatten().collect())
     }
 
     async fn extend_all(&self, claims: &[Claim], lease: Duration) -> Result<Vec<Hold>, InboxError> {
-        some_at_once(claims.iter().map(|claim| self.extend(claim, lease)).collect()).await.into_iter().collect()
+        some_at_once(claims, |claim| self.extend(claim, lease)).await
     }
 
     async fn complete_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
-        some_at_once(claims.iter().map(|claim| self.complete(claim, b"")).collect()).await.into_iter().collect()
+        some_at_once(claims, |claim| self.complete(claim, b"")).await
     }
 
     async fn release_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
-        some_at_once(claims.iter().map(|claim| self.release(claim)).collect()).await.into_iter().collect()
+        some_at_once(claims, |claim| self.release(claim)).await
     }
 
     /// Nothing: the server forgets by itself, behind its own window.
@@ -184,9 +181,18 @@ impl Claims for ServerClaims {
     }
 }
 
-/// Makes calls, a few of them at the same time, to their end. What they come to is in their order.
-async fn some_at_once<F: Future>(calls: Vec<F>) -> Vec<F::Output> {
-    stream::iter(calls).buffered(CALLS_AT_ONCE).collect().await
+/// Does this with each, some at once. The first that fails is the last but for those that are under way.
+async fn some_at_once<'c, F: Future<Output = Result<Hold, InboxError>>>(
+    claims: &'c [Claim],
+    call: impl Fn(&'c Claim) -> F,
+) -> Result<Vec<Hold>, InboxError> {
+    let mut holds = Vec::with_capacity(claims.len());
+    for some in claims.chunks(CALLS_AT_ONCE) {
+        for hold in join_all(some.iter().map(&call)).await {
+            holds.push(hold?);
+        }
+    }
+    Ok(holds)
 }
 
 fn message(duration: Duration) -> Option<prost_types::Duration> {

@@ -1,95 +1,149 @@
-//! Work under a lease.
+//! Work under leases.
 //!
-//! Invariant: the lease is extended for as long as the work lasts, and the work is dropped once the lease is lost. It
-//! deliberately decides nothing about failures: whoever has claimed the event does.
+//! Invariants: leases are extended for as long as the work lasts, and the work is dropped once one of them is lost; work
+//! that is done is not done again because the store could not be told at once. It deliberately decides nothing about
+//! failures: whoever has claimed the events does.
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    slice,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt as _;
 
 use super::{Claim, Claims, Hold};
-use crate::inbox::InboxError;
+use crate::{backoff::Backoff, inbox::InboxError};
 
-const NOT_EXTENDED: &str = "a lease cannot be extended; it is tried again";
+/// Between two times that the store is told of work that is done.
+const AGAIN: Backoff = Backoff { base: Duration::from_millis(100), ceiling: Duration::from_secs(2) };
 
-/// Why work under a lease came to nothing that counts.
+/// Why work under leases came to nothing that counts. Leases that were still held have been given back, if that was
+/// possible; those that could not be given back run out.
 pub(crate) enum Unfinished<E> {
-    /// The work failed; the lease has been given back.
+    /// The work failed.
     Failed(E),
-    /// The lease was lost: another may have done the work, or be doing it. What is left of others has been given back.
+    /// A lease was lost: another may have done its event's work, or be doing it. Of several events, those whose leases were
+    /// lost only at the very end are not completed, and the others are.
     Late,
-    /// The store could not be told that the work is done.
+    /// The store could not be told that the work is done, for as long as a lease lasts.
     Store(InboxError),
 }
 
-/// Works, and completes the claim with the result.
+/// Works, and completes the claim with the result. A panic of the work is passed on.
 pub(crate) async fn complete<R: AsRef<[u8]>, E>(
     claims: &impl Claims,
     claim: &Claim,
     lease: Duration,
     work: impl Future<Output = Result<R, E>>,
 ) -> Result<R, Unfinished<E>> {
-    let extend = || async {
-        let extended = claims.extend(claim, lease).await;
-        extended.inspect_err(|error| tracing::warn!(event_id = %claim.event_id(), %error, "{NOT_EXTENDED}"))
-    };
-    let worked = while_held(lease, extend, work).await;
-    if worked.is_err() {
-        // A lease that cannot be given back runs out by itself.
-        let _ = claims.release(claim).await;
-    }
-    let result = worked?;
-    match claims.complete(claim, result.as_ref()).await {
-        Ok(Hold::Kept) => Ok(result),
-        Ok(Hold::Lost) => Err(Unfinished::Late),
-        Err(error) => Err(Unfinished::Store(error)),
-    }
+    let held = Held { claims, held: slice::from_ref(claim), lease };
+    let result = held.work(work).await?;
+    let stored = result.as_ref();
+    held.tell(|| claims.complete(claim, stored)).await?;
+    Ok(result)
 }
 
-/// Works, and completes all of the claims, without results. The work counts only if none of them was lost.
+/// Works, and completes all of these claims, without results. A panic of the work is passed on.
 pub(crate) async fn complete_all<E>(
     claims: &impl Claims,
     held: &[Claim],
     lease: Duration,
     work: impl Future<Output = Result<(), E>>,
 ) -> Result<(), Unfinished<E>> {
-    let extend = || async {
-        let extended = claims.extend_all(held, lease).await.map(|holds| all_kept(&holds));
-        extended.inspect_err(|error| tracing::warn!(events = held.len(), %error, "{NOT_EXTENDED}"))
-    };
-    let worked = while_held(lease, extend, work).await;
-    if worked.is_err() {
-        let _ = claims.release_all(held).await;
-    }
-    worked?;
-    match claims.complete_all(held).await.map(|holds| all_kept(&holds)) {
-        Ok(Hold::Kept) => Ok(()),
-        Ok(Hold::Lost) => Err(Unfinished::Late),
-        Err(error) => Err(Unfinished::Store(error)),
-    }
+    let leases = Held { claims, held, lease };
+    leases.work(work).await?;
+    leases.tell(|| async { claims.complete_all(held).await.map(|holds| all_kept(&holds)) }).await
+}
+
+/// Holds these leases for this long from now on; says whether none of them was lost.
+pub(crate) async fn extend_all(claims: &impl Claims, held: &[Claim], lease: Duration) -> Result<Hold, InboxError> {
+    claims.extend_all(held, lease).await.map(|holds| all_kept(&holds))
 }
 
 fn all_kept(holds: &[Hold]) -> Hold {
     if holds.contains(&Hold::Lost) { Hold::Lost } else { Hold::Kept }
 }
 
-/// Works, and extends the lease in time meanwhile, for as long as `extend` says that it is kept. An error of it says
-/// nothing: it is tried again.
-async fn while_held<R, E, H: Future<Output = Result<Hold, InboxError>>>(
+/// Leases, of which each is to be extended by so much in time.
+struct Held<'c, C> {
+    claims: &'c C,
+    held: &'c [Claim],
     lease: Duration,
-    extend: impl Fn() -> H,
-    work: impl Future<Output = Result<R, E>>,
-) -> Result<R, Unfinished<E>> {
-    let until_lost = async {
+}
+
+impl<C: Claims> Held<'_, C> {
+    /// Works while the leases are held, and gives them back unless that succeeds.
+    async fn work<R, E>(&self, work: impl Future<Output = Result<R, E>>) -> Result<R, Unfinished<E>> {
+        let while_held = async {
+            tokio::select! {
+                // Work that is quick needs no timer.
+                biased;
+                worked = work => worked.map_err(Unfinished::Failed),
+                () = self.until_lost() => Err(Unfinished::Late),
+            }
+        };
+        // Unwind safety: nothing that the work shares is looked at after a panic.
+        match AssertUnwindSafe(while_held).catch_unwind().await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(unfinished)) => {
+                self.release().await;
+                Err(unfinished)
+            }
+            Err(panic) => {
+                self.release().await;
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Extends the leases in time, for as long as all of them are kept.
+    async fn until_lost(&self) {
         loop {
-            tokio::time::sleep(lease / 3).await;
-            if let Ok(Hold::Lost) = extend().await {
+            tokio::time::sleep(self.lease / 3).await;
+            if let Some(Hold::Lost) = self.extend().await {
                 return;
             }
         }
-    };
-    tokio::select! {
-        // Work that is quick needs no timer.
-        biased;
-        worked = work => worked.map_err(Unfinished::Failed),
-        () = until_lost => Err(Unfinished::Late),
+    }
+
+    /// Tells the store that the work is done. Where it does not answer it is told again, which does no harm, for to work
+    /// again may.
+    async fn tell<E, H: Future<Output = Result<Hold, InboxError>>>(
+        &self,
+        complete: impl Fn() -> H,
+    ) -> Result<(), Unfinished<E>> {
+        let (mut began, mut failures) = (None::<Instant>, 0);
+        loop {
+            let error = match complete().await {
+                Ok(Hold::Kept) => return Ok(()),
+                Ok(Hold::Lost) => return Err(Unfinished::Late),
+                Err(error) => error,
+            };
+            if error.stays() || began.get_or_insert_with(Instant::now).elapsed() >= self.lease {
+                self.release().await;
+                return Err(Unfinished::Store(error));
+            }
+            failures += 1;
+            let events = self.held.len();
+            tracing::warn!(events, %error, "what is done cannot be completed; it is tried again");
+            tokio::time::sleep(AGAIN.delay(failures)).await;
+            // Whether they are still held, completing them tells.
+            self.extend().await;
+        }
+    }
+
+    /// What became of the leases, unless that cannot be told.
+    async fn extend(&self) -> Option<Hold> {
+        let extended = extend_all(self.claims, self.held, self.lease).await;
+        let (events, first) = (self.held.len(), self.held.first().map(Claim::event_id));
+        extended
+            .inspect_err(|error| tracing::warn!(events, ?first, %error, "leases cannot be extended; it is tried again"))
+            .ok()
+    }
+
+    async fn release(&self) {
+        // What cannot be given back runs out by itself.
+        let _ = self.claims.release_all(self.held).await;
     }
 }

@@ -24,9 +24,10 @@ use crate::claim::Claim;
 ///
 /// # Contract
 /// - *Effects* happen while this consumer holds the event's lease, which is extended for as long as this runs. They
-///   happen once, unless the process dies, or loses its lease, between the effect and its completion: then again.
+///   happen once, unless the process dies, loses its lease, or cannot reach the store for as long as a lease lasts, between
+///   the effect and its completion: then again.
 /// - *Result*: what is returned is stored with the event, at most a few kilobytes, please.
-/// - *Concurrency*, *failure*: as for [`Handler`](super::Handler). A panic keeps the lease until it runs out.
+/// - *Concurrency*, *failure*: as for [`Handler`](super::Handler).
 /// - *Cancellation*: the future is dropped when the lease is lost, too.
 pub trait Effect: Send + Sync + 'static {
     /// Has the effect of one event.
@@ -57,8 +58,9 @@ pub trait Effect: Send + Sync + 'static {
 ///   told, in the partition's order, each once. `claims` has the lease on each at the same place.
 /// - *Effects*: as for [`Effect`]; after a crash they may happen again for all events of the batch, or for some.
 /// - *Failure*: when this fails for any of them, let it return the error: then each is performed by itself, with an attempt
-///   more, those that have had their effect included. The same happens when they cannot be handled together, because
-///   another instance is at work on one of them, say: then nothing has been performed.
+///   more, those that have had their effect included; after the time that a [`HandlerError::retry_after`] asks for, all are
+///   tried together once more. When they cannot be handled together, because another instance is at work on one of them,
+///   say, each is performed by itself, too, and nothing has been before.
 /// - *Result*: none is stored.
 /// - *Concurrency*, *cancellation*: as for [`Effect`]; the future is dropped when any of the leases is lost.
 pub trait BatchEffect: Send + Sync + 'static {

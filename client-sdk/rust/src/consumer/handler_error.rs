@@ -43,7 +43,8 @@ impl HandlerError {
         Self::Retry { after: None, source: message.into().into() }
     }
 
-    /// A failure that may pass by then: tried again no sooner.
+    /// A failure that may pass by then: tried again no sooner. A batch is tried again as one, once, before its events are
+    /// handled singly.
     pub fn retry_after(after: Duration, message: impl Into<String>) -> Self {
         Self::Retry { after: Some(after), source: message.into().into() }
     }

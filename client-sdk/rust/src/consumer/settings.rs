@@ -81,7 +81,7 @@ impl Settings {
         limit("partition_bound", within, format!("{bound:?}"), "1 to 1,000,000 records and at least one byte")?;
         let workers = (1..=1_000).contains(&self.concurrency);
         limit("concurrency", workers, self.concurrency.to_string(), "1 to 1,000")?;
-        limit("batch_handler", (1..=10_000).contains(&batch_max), batch_max.to_string(), "1 to 10,000 events")?;
+        limit("events_max", (1..=10_000).contains(&batch_max), batch_max.to_string(), "1 to 10,000 events")?;
         let window = self.window.map(|window| window.length);
         let some = window.is_none_or(|window| !window.is_zero());
         limit("window", some, format!("{window:?}"), "above zero")?;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    ConsumerError, Event, RecordPlace,
+    ConsumerError, Event, HandlerError, RecordPlace,
     dead_letter::{DeadLetters, Reason},
     failure::{AttemptError, Verdict},
     lap::Lap,
@@ -112,12 +112,15 @@ impl<M: Mode> Work<M> {
             return self.settle_each(found, desk, settled).await;
         }
         let found: Vec<Found> = found.collect();
-        if self.batch(&found, desk).await {
+        let outcome = self.batch(&found, desk).await;
+        if let Some(Outcome::Settled) = outcome {
             let at = desk.at();
             found.iter().for_each(|found| settled(found.record(), at));
-            return Ok(Outcome::Settled);
         }
-        self.settle_each(found, desk, settled).await
+        match outcome {
+            Some(outcome) => Ok(outcome),
+            None => self.settle_each(found, desk, settled).await,
+        }
     }
 
     /// Settles records one after the other.
@@ -147,21 +150,33 @@ impl<M: Mode> Work<M> {
         Ok(Outcome::Settled)
     }
 
-    /// Handles a batch in one go; false when each record is to be settled by itself.
-    async fn batch(&self, found: &[Found], desk: &mut Desk<M::Session>) -> bool {
+    /// Handles a batch in one go; `None` when each record is to be settled by itself. When its handler asks to be called
+    /// again no sooner than by then, it is, once, with the batch.
+    async fn batch(&self, found: &[Found], desk: &mut Desk<M::Session>) -> Option<Outcome> {
         let mut events = Vec::with_capacity(found.len());
         for found in found {
             match found {
                 Found::Event(event) if event.is_for(&self.scope.consumer) => events.push(event),
-                Found::Event(_) | Found::Junk(..) => return false,
+                Found::Event(_) | Found::Junk(..) => return None,
             }
         }
-        match self.attempt(&events, desk).await {
-            Ok(()) => true,
-            Err(error) => {
-                let (events, error) = (events.len(), error.chain());
-                tracing::warn!(events, error, "a batch came to nothing: its events are handled singly");
-                false
+        let mut is_second = false;
+        loop {
+            let Err(error) = self.attempt(&events, desk).await else { return Some(Outcome::Settled) };
+            let (events, reason) = (events.len(), error.chain());
+            match error {
+                AttemptError::Handler(HandlerError::Retry { after: Some(after), .. }) if !is_second => {
+                    tracing::warn!(events, error = reason, ?after, "a batch is to be tried again");
+                    desk.session = M::Session::default();
+                    if !wait(after, &desk.stop).await {
+                        return Some(Outcome::Stopped);
+                    }
+                    is_second = true;
+                }
+                _ => {
+                    tracing::warn!(events, error = reason, "a batch came to nothing: its events are handled singly");
+                    return None;
+                }
             }
         }
     }

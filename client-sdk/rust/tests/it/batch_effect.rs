@@ -1,16 +1,20 @@
 //! One effect for many events, each under a lease.
 
 use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
 };
 
 use outbox_harness::kafka::{fresh_topic, header, read_topic};
 use outbox_proto::record::Attributes;
 use outbox_sdk::{
-    BatchEffect, Event, EventKey, HandlerError,
+    BatchEffect, Event, EventKey, HandlerError, InboxError,
     claim::{Claim, Claimed, Claims, Hold, MemoryClaims, PostgresClaims},
 };
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -159,40 +163,235 @@ impl BatchEffect for Slow {
     }
 }
 
+/// Takes an event over for this long, as another instance would whose clock has passed the lease's end.
+async fn take_over(pool: &PgPool, event_id: Uuid, lease: Duration) -> Uuid {
+    let take = "update outbox_inbox.claims set token = gen_random_uuid(), attempts = attempts + 1,
+                                               leased_until = clock_timestamp() + $2 * interval '1 s'
+                where event_id = $1 returning token";
+    sqlx::query_scalar(take).bind(event_id).bind(lease.as_secs_f64()).fetch_one(pool).await.unwrap()
+}
+
+async fn complete_theirs(pool: &PgPool, token: Uuid) {
+    let complete =
+        "update outbox_inbox.claims set completed_at = clock_timestamp(), result = 'theirs' where token = $1";
+    assert_eq!(sqlx::query(complete).bind(token).execute(pool).await.unwrap().rows_affected(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn trap_6_all_leases_are_extended_and_a_batch_that_loses_one_does_not_count() {
+async fn trap_6_all_leases_are_extended_and_a_batch_that_loses_one_is_dropped() {
     let rig = Rig::new(1).await;
     let published = events(20);
     rig.publish(published.iter().map(|event| (0, event.clone()))).await;
     let (claims, index) = (PostgresClaims::new(rig.pool.clone()), Index::default());
     let slow = Slow { index: index.clone(), permits: Arc::new(Semaphore::new(0)) };
-    let lease = Duration::from_millis(900);
-    let consumer = unstored("mailer", &rig.topic).claims(claims.clone(), lease).batch_effect(50, slow.clone());
+    let lease = Duration::from_secs(3);
+    let consumer = unstored("mailer", &rig.topic).claims(claims, lease).batch_effect(50, slow.clone());
     let running = Running::start(consumer.build().unwrap());
     let count = async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&rig.pool).await.unwrap() };
     let claimed = "select count(*) from outbox_inbox.claims where attempts = 1";
     eventually("them to be claimed", SOON, async || (count(claimed).await == 20).then_some(())).await;
-    // Several leases long: each is found held, because all are extended.
-    let keys: Vec<_> = published.iter().map(|event| EventKey::new("/shop", event.id)).collect();
-    tokio::time::sleep(3 * lease).await;
-    let found = claims.claim_all("mailer", &keys, lease).await.unwrap();
-    assert!(found.iter().all(|claimed| matches!(claimed, Claimed::Held { .. })), "{found:?}");
+    let longest = "select (extract(epoch from max(leased_until)) * 1000)::int8 from outbox_inbox.claims";
+    let (first, shortest) = (count(longest).await, longest.replace("max", "min"));
+    let shortest =
+        async || -> i64 { sqlx::query_scalar(AssertSqlSafe(shortest.clone())).fetch_one(&rig.pool).await.unwrap() };
+    eventually("all to be extended", SOON, async || (shortest().await >= first + 1_500).then_some(())).await;
 
-    // One is taken away, as when this process had been stopped for long.
-    let take = "update outbox_inbox.claims set leased_until = now() - interval '1 s' where event_id = $1";
-    sqlx::query(take).bind(published[7].id).execute(&rig.pool).await.unwrap();
-    let Claimed::Yours(taken) = claims.claim("mailer", &keys[7], 5 * lease).await.unwrap() else {
-        panic!("it ran out")
-    };
+    let theirs = take_over(&rig.pool, published[7].id, 2 * lease).await;
     let given_up = "select count(*) from outbox_inbox.claims where attempts = 2";
     // The one that was taken, and the first one, which is tried by itself.
-    eventually("the batch to be given up", SOON, async || (count(given_up).await == 2).then_some(())).await;
+    eventually("the batch to be dropped", SOON, async || (count(given_up).await == 2).then_some(())).await;
     slow.permits.add_permits(1_000);
     running.until("those before it to be handled", |stats| stats.handled == 7).await;
     assert!(index.ids().into_iter().eq(published[..7].iter().map(|event| event.id)), "{:?}", index.calls());
-    assert_eq!(claims.complete(&taken, b"theirs").await.unwrap(), Hold::Kept);
+    complete_theirs(&rig.pool, theirs).await;
     rig.until_committed("mailer", 0, 20).await;
     running.shut_down().await.unwrap();
     let others = published.iter().map(|event| event.id).filter(|id| *id != published[7].id);
     assert!(index.ids().into_iter().eq(others), "{:?}", index.calls());
+}
+
+/// Another takes one of the events over while this is about to end.
+#[derive(Clone)]
+struct Robbed {
+    index: Index,
+    pool: PgPool,
+    event_id: Uuid,
+    theirs: Arc<Mutex<Option<Uuid>>>,
+}
+
+impl BatchEffect for Robbed {
+    async fn perform(&self, events: &[&Event], claims: &[Claim]) -> Result<(), HandlerError> {
+        self.index.perform(events, claims).await?;
+        if events.len() > 1 {
+            let token = take_over(&self.pool, self.event_id, Duration::from_secs(5)).await;
+            *self.theirs.lock().unwrap() = Some(token);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_6_an_event_whose_lease_is_lost_at_the_very_end_is_not_completed() {
+    let rig = Rig::new(1).await;
+    let published = events(20);
+    rig.publish(published.iter().map(|event| (0, event.clone()))).await;
+    let (claims, index, theirs) = (PostgresClaims::new(rig.pool.clone()), Index::default(), Arc::default());
+    let robbed =
+        Robbed { index: index.clone(), pool: rig.pool.clone(), event_id: published[7].id, theirs: Arc::clone(&theirs) };
+    let consumer = unstored("mailer", &rig.topic).claims(claims, LEASE).batch_effect(50, robbed);
+    let running = Running::start(consumer.build().unwrap());
+    running.until("it to be found held by another", |stats| stats.retries > 0).await;
+    assert_eq!((running.stats().handled, running.stats().duplicates), (0, 7), "the others before it are completed");
+    let token = theirs.lock().unwrap().expect("it was taken");
+    complete_theirs(&rig.pool, token).await;
+    rig.until_committed("mailer", 0, 20).await;
+    running.shut_down().await.unwrap();
+    assert_eq!(index.calls().len(), 1, "none is performed again: {:?}", index.calls());
+}
+
+/// Claims in memory that answer late or not at all.
+#[derive(Clone)]
+struct Unreliable {
+    claims: MemoryClaims,
+    /// How long it takes to be told what has been claimed, with others.
+    late: Duration,
+    /// How often completing fails, before or after it is done.
+    failures: Arc<AtomicUsize>,
+}
+
+impl Unreliable {
+    fn new(late: Duration, failures: usize) -> Self {
+        Self { claims: MemoryClaims::new(1_000), late, failures: Arc::new(AtomicUsize::new(failures)) }
+    }
+}
+
+impl Claims for Unreliable {
+    async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
+        self.claims.claim(consumer, key, lease).await
+    }
+
+    async fn extend(&self, claim: &Claim, lease: Duration) -> Result<Hold, InboxError> {
+        self.claims.extend(claim, lease).await
+    }
+
+    async fn complete(&self, claim: &Claim, result: &[u8]) -> Result<Hold, InboxError> {
+        self.claims.complete(claim, result).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Hold, InboxError> {
+        self.claims.release(claim).await
+    }
+
+    async fn claim_all(
+        &self,
+        consumer: &str,
+        keys: &[EventKey<'_>],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, InboxError> {
+        let claimed = self.claims.claim_all(consumer, keys, lease).await;
+        if keys.len() > 1 {
+            tokio::time::sleep(self.late).await;
+        }
+        claimed
+    }
+
+    async fn complete_all(&self, claims: &[Claim]) -> Result<Vec<Hold>, InboxError> {
+        let left = self.failures.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).unwrap_or(0);
+        match left {
+            0 => self.claims.complete_all(claims).await,
+            // The answer is lost.
+            1 => self.claims.complete_all(claims).await.and(Err(sqlx::Error::PoolTimedOut.into())),
+            _ => Err(sqlx::Error::PoolTimedOut.into()),
+        }
+    }
+
+    async fn expire(&self, consumer: &str, older_than: Duration, max: i64) -> Result<u64, InboxError> {
+        self.claims.expire(consumer, older_than, max).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_9_what_could_not_be_completed_at_once_is_not_performed_again() {
+    let rig = Rig::new(1).await;
+    rig.publish(events(20).into_iter().map(|event| (0, event))).await;
+    let index = Index::default();
+    let consumer = unstored("mailer", &rig.topic).claims(Unreliable::new(Duration::ZERO, 3), LEASE);
+    let running = Running::start(consumer.batch_effect(50, index.clone()).build().unwrap());
+    rig.until_committed("mailer", 0, 20).await;
+    let stats = running.stats();
+    running.shut_down().await.unwrap();
+    assert_eq!((stats.handled, stats.duplicates, index.calls().len()), (20, 0, 1), "{:?}", index.calls());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_6_leases_that_were_lost_while_others_were_claimed_are_noticed_before_the_effect() {
+    let rig = Rig::new(1).await;
+    let published = events(20);
+    rig.publish(published.iter().map(|event| (0, event.clone()))).await;
+    let (lease, index) = (Duration::from_millis(300), Index::default());
+    let (claims, key) = (Unreliable::new(10 * lease, 0), EventKey::new("/shop", published[7].id));
+    let consumer = unstored("mailer", &rig.topic).claims(claims.clone(), lease);
+    let running = Running::start(consumer.batch_effect(50, index.clone()).build().unwrap());
+    let theirs = eventually("it to be claimed, and to run out", SOON, async || {
+        match claims.claim("mailer", &key, LEASE / 6).await.unwrap() {
+            Claimed::Yours(claim) if claim.attempt() > 1 => Some(claim),
+            // This was quicker.
+            Claimed::Yours(claim) => claims.release(&claim).await.map(|_| None).unwrap(),
+            _ => None,
+        }
+    })
+    .await;
+    running.until("those before it to be handled", |stats| stats.handled == 7).await;
+    assert_eq!(claims.complete(&theirs, b"theirs").await.unwrap(), Hold::Kept);
+    rig.until_committed("mailer", 0, 20).await;
+    running.shut_down().await.unwrap();
+    let others = published.iter().map(|event| event.id).filter(|id| *id != key.id());
+    assert!(index.ids().into_iter().eq(others), "each once, in order: {:?}", index.calls());
+}
+
+/// Fails the first time in this way.
+#[derive(Clone)]
+struct FailsFirst {
+    index: Index,
+    fail: fn() -> HandlerError,
+    failed: Arc<Mutex<Option<Instant>>>,
+}
+
+impl BatchEffect for FailsFirst {
+    async fn perform(&self, events: &[&Event], claims: &[Claim]) -> Result<(), HandlerError> {
+        let is_first = self.failed.lock().unwrap().is_none();
+        if is_first {
+            *self.failed.lock().unwrap() = Some(Instant::now());
+            return Err((self.fail)());
+        }
+        self.index.perform(events, claims).await
+    }
+}
+
+/// What is performed after a first failure, and how long after it the first was.
+async fn after_a_failure(fail: fn() -> HandlerError) -> (Vec<Call>, Duration) {
+    let rig = Rig::new(1).await;
+    rig.publish(events(20).into_iter().map(|event| (0, event))).await;
+    let index = Index::default();
+    let effect = FailsFirst { index: index.clone(), fail, failed: Arc::default() };
+    let consumer = unstored("mailer", &rig.topic).claims(MemoryClaims::new(100), LEASE);
+    let running = Running::start(consumer.batch_effect(20, effect.clone()).build().unwrap());
+    running.until("one to be handled", |stats| stats.handled > 0).await;
+    let waited = effect.failed.lock().unwrap().expect("it has failed").elapsed();
+    rig.until_committed("mailer", 0, 20).await;
+    running.shut_down().await.unwrap();
+    (index.calls(), waited)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_effect_asks_for_time_is_tried_again_as_a_batch_after_it() {
+    let (calls, waited) = after_a_failure(|| HandlerError::retry_after(Duration::from_secs(2), "busy")).await;
+    assert_eq!(calls.len(), 1, "{calls:?}");
+    assert!(waited >= Duration::from_secs(2), "{waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_effect_panics_is_given_back_and_performed_singly() {
+    let (calls, waited) = after_a_failure(|| panic!("a bug in the effect")).await;
+    assert!(calls.len() == 20 && waited < LEASE / 2, "{waited:?}, {calls:?}");
 }

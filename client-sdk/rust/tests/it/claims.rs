@@ -22,6 +22,8 @@ use crate::rig::{Rig, Running, events, unstored};
 #[tokio::test]
 async fn claims_in_memory_keep_the_contract() {
     keep_the_contract(MemoryClaims::new(1_000)).await;
+    // A large store is divided.
+    keep_the_contract(MemoryClaims::new(100_000)).await;
 }
 
 #[tokio::test]

@@ -147,5 +147,5 @@ async fn a_service_in_layers_has_one_effect_for_many_events() {
     running.until("all to be settled", |stats| stats.handled == 4).await;
     running.shut_down().await.unwrap();
     let calls = performed.lock().unwrap().clone();
-    assert_eq!(calls[1..=calls[0]], vec![1; calls[0]], "{calls:?}");
+    assert!(calls[0] > 1 && calls[1..=calls[0]] == vec![1; calls[0]], "{calls:?}");
 }

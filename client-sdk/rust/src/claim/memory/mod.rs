@@ -44,7 +44,8 @@ pub struct MemoryClaims {
 }
 
 impl MemoryClaims {
-    /// Room for so many claims. When it is full, the one that was completed or given up first is forgotten, or one whose
+    /// Room for so many claims: for many more than are worked on at once, which with batches are as many as a batch has, times
+    /// the workers. When it is full, the one that was completed or given up first is forgotten, or one whose
     /// lease ran out; claiming fails with [`InboxError::Full`] while all of them are being worked on.
     pub fn new(capacity: usize) -> Self {
         let parts = (capacity / PART_MIN).clamp(1, PARTS_MAX);

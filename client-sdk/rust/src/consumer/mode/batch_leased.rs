@@ -1,14 +1,17 @@
 //! Leases on many events, for one effect of all of them.
 //!
-//! Invariants: as for a [`Leased`](super::Leased) one: the effect runs only while this instance holds all of the leases,
-//! and none of its events counts as handled unless all of them were still its own at the end. It deliberately has no way
-//! to do a part: events that cannot be handled together are handled singly, which the worker sees to.
+//! Invariant: as for a [`Leased`](super::Leased) one, the effect runs only while this instance holds all of the leases. It
+//! deliberately has no way to do a part: events that cannot be handled together are handled singly, which the worker sees
+//! to.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use super::{Done, Mode, Scope};
 use crate::{
-    claim::{Claim, Claimed, Claims, work},
+    claim::{Claim, Claimed, Claims, Hold, work},
     consumer::{
         BatchEffect, Event,
         failure::AttemptError,
@@ -36,8 +39,18 @@ impl<C: Claims, E: BatchEffect> Mode for BatchLeased<C, E> {
 
     async fn attempt(&self, scope: &Scope, events: &[&Event], (): &mut ()) -> Result<Done, AttemptError> {
         let keys: Vec<EventKey<'_>> = events.iter().map(|event| event.dedup_key()).collect();
+        let began = Instant::now();
         let claimed = self.claims.claim_all(&scope.consumer, &keys, self.lease).await.map_err(AttemptError::Inbox)?;
-        let Sorted { fresh, claims, duplicates, refused } = Sorted::of(events, claimed, scope.window);
+        let Sorted { fresh, claims, duplicates, mut refused } = Sorted::of(events, claimed, scope.window);
+        // The first lease began then, and the first extension reckons from now on.
+        if refused.is_none() && began.elapsed() > self.lease / 3 {
+            let extended = work::extend_all(&self.claims, &claims, self.lease).await;
+            refused = match extended {
+                Ok(Hold::Kept) => None,
+                Ok(Hold::Lost) => Some(AttemptError::Late),
+                Err(error) => Some(AttemptError::Inbox(error)),
+            };
+        }
         if let Some(error) = refused {
             // Leases that cannot be given back run out by themselves.
             let _ = self.claims.release_all(&claims).await;

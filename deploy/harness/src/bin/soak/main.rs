@@ -159,7 +159,7 @@ async fn main() {
     eventually("the group's offsets to be at the topic's end", Duration::from_secs(60), read).await;
     match options.mode.claims() {
         None => ledger::effects(&stage.pool, want).await,
-        Some(table) => ledger::claims(&stage.pool, table, want).await,
+        Some(table) => ledger::claims(&stage.pool, options.mode, table, want).await,
     }
     std::fs::remove_file(Path::new(&stage.processes.log)).expect("the log can be removed");
     println!("every check held");
