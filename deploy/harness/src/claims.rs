@@ -119,9 +119,14 @@ async fn several(claims: &impl Claims) {
     let but_one = kept(&[true, true, true, false]);
     assert_eq!(claims.extend_all(&ours, LEASE).await.expect("the store answers"), but_one);
     assert_eq!(claims.release_all(&ours[2..]).await.expect("the store answers"), kept(&[true, false]));
+    let is_held = |answer: &Claimed| matches!(answer, Claimed::Held { .. });
+    let others = claims.claim("mailer", &slow, LEASE).await.expect("the store answers");
+    assert!(is_held(&others), "what is another's is left alone: {others:?}");
     let again = yours(claims, given_up, LEASE).await;
     assert_eq!(again.attempt(), 3);
     assert_eq!(claims.complete_all(&ours).await.expect("the store answers"), kept(&[true, true, false, false]));
+    let others = claims.claim_all("mailer", &[given_up, slow], LEASE).await.expect("the store answers");
+    assert!(others.iter().all(is_held), "what is another's is left alone: {others:?}");
     assert_eq!(
         claims.complete_all(&ours[..2]).await.expect("the store answers"),
         kept(&[true; 2]),

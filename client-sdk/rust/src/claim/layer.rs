@@ -94,7 +94,8 @@ pub enum DedupError<E> {
 
 impl<C: Claims> DedupLayer<C> {
     /// Deduplicates within `consumer`. `lease` is how long a repeat has to wait for a call whose process has died; while
-    /// the service works on its answer, the lease is extended.
+    /// the service works on its answer, the lease is extended. An answer that the store does not take is offered again for
+    /// as long as a lease lasts, which the caller waits for.
     pub fn new(consumer: impl Into<Arc<str>>, claims: C, lease: Duration) -> Self {
         Self { consumer: consumer.into(), claims, lease }
     }
@@ -138,7 +139,9 @@ where
                 Claimed::Conflict => return Err(DedupError::Conflict),
                 Claimed::TooOld => return Err(DedupError::TooOld),
             };
-            let answered = work::complete(&claims, &claim, lease, inner.call(request)).await;
+            // The call may panic before it is awaited.
+            let answer = async move { inner.call(request).await };
+            let answered = work::complete(&claims, &claim, lease, answer).await;
             answered.map_err(|unfinished| match unfinished {
                 Unfinished::Failed(error) => DedupError::Service(error),
                 Unfinished::Late => DedupError::Late,

@@ -181,18 +181,21 @@ impl Claims for ServerClaims {
     }
 }
 
-/// Does this with each, some at once. The first that fails is the last but for those that are under way.
+/// Does this with each, some at once, unless none of those gets through.
 async fn some_at_once<'c, F: Future<Output = Result<Hold, InboxError>>>(
     claims: &'c [Claim],
     call: impl Fn(&'c Claim) -> F,
 ) -> Result<Vec<Hold>, InboxError> {
     let mut holds = Vec::with_capacity(claims.len());
     for some in claims.chunks(CALLS_AT_ONCE) {
-        for hold in join_all(some.iter().map(&call)).await {
-            holds.push(hold?);
+        let some = join_all(some.iter().map(&call)).await;
+        let is_away = some.iter().all(Result::is_err);
+        holds.extend(some);
+        if is_away {
+            break;
         }
     }
-    Ok(holds)
+    holds.into_iter().collect()
 }
 
 fn message(duration: Duration) -> Option<prost_types::Duration> {

@@ -7,7 +7,7 @@
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},
     slice,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::FutureExt as _;
@@ -18,15 +18,15 @@ use crate::{backoff::Backoff, inbox::InboxError};
 /// Between two times that the store is told of work that is done.
 const AGAIN: Backoff = Backoff { base: Duration::from_millis(100), ceiling: Duration::from_secs(2) };
 
-/// Why work under leases came to nothing that counts. Leases that were still held have been given back, if that was
-/// possible; those that could not be given back run out.
+/// Why work under leases came to nothing that counts.
 pub(crate) enum Unfinished<E> {
-    /// The work failed.
+    /// The work failed. Its leases have been given back; those that could not be given back run out.
     Failed(E),
-    /// A lease was lost: another may have done its event's work, or be doing it. Of several events, those whose leases were
-    /// lost only at the very end are not completed, and the others are.
+    /// A lease was lost: another may have done its event's work, or be doing it. The leases on other events have been given
+    /// back, or, where one was lost only at the very end, the others are completed.
     Late,
-    /// The store could not be told that the work is done, for as long as a lease lasts.
+    /// The store could not be told that the work is done, for as long as a lease lasts. The leases run out, unless it has
+    /// been told after all.
     Store(InboxError),
 }
 
@@ -107,29 +107,33 @@ impl<C: Claims> Held<'_, C> {
         }
     }
 
-    /// Tells the store that the work is done. Where it does not answer it is told again, which does no harm, for to work
-    /// again may.
+    /// Tells the store that the work is done. Where it does not answer it is told again for as long as a lease lasts, which
+    /// does no harm, for to work again may.
     async fn tell<E, H: Future<Output = Result<Hold, InboxError>>>(
         &self,
         complete: impl Fn() -> H,
     ) -> Result<(), Unfinished<E>> {
-        let (mut began, mut failures) = (None::<Instant>, 0);
-        loop {
-            let error = match complete().await {
-                Ok(Hold::Kept) => return Ok(()),
-                Ok(Hold::Lost) => return Err(Unfinished::Late),
-                Err(error) => error,
+        let mut told = complete().await;
+        // A store that answers needs no timer.
+        if told.as_ref().is_err_and(|error| !error.stays()) {
+            let again = async {
+                for failures in 1.. {
+                    let Err(error) = &told else { break };
+                    let events = self.held.len();
+                    tracing::warn!(events, %error, "what is done cannot be completed; it is tried again");
+                    tokio::time::sleep(AGAIN.delay(failures)).await;
+                    // Whether they are still held, completing them tells.
+                    self.extend().await;
+                    told = complete().await;
+                }
             };
-            if error.stays() || began.get_or_insert_with(Instant::now).elapsed() >= self.lease {
-                self.release().await;
-                return Err(Unfinished::Store(error));
-            }
-            failures += 1;
-            let events = self.held.len();
-            tracing::warn!(events, %error, "what is done cannot be completed; it is tried again");
-            tokio::time::sleep(AGAIN.delay(failures)).await;
-            // Whether they are still held, completing them tells.
-            self.extend().await;
+            // What it was told last is what remains.
+            let _ = tokio::time::timeout(self.lease, again).await;
+        }
+        match told {
+            Ok(Hold::Kept) => Ok(()),
+            Ok(Hold::Lost) => Err(Unfinished::Late),
+            Err(error) => Err(Unfinished::Store(error)),
         }
     }
 

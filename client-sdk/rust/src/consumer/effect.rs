@@ -24,8 +24,8 @@ use crate::claim::Claim;
 ///
 /// # Contract
 /// - *Effects* happen while this consumer holds the event's lease, which is extended for as long as this runs. They
-///   happen once, unless the process dies, loses its lease, or cannot reach the store for as long as a lease lasts, between
-///   the effect and its completion: then again.
+///   happen once, unless the process dies, loses its lease, or cannot reach the store between the effect and its
+///   completion, for as long as a lease lasts, or as the drain budget once the partition is to be given back: then again.
 /// - *Result*: what is returned is stored with the event, at most a few kilobytes, please.
 /// - *Concurrency*, *failure*: as for [`Handler`](super::Handler).
 /// - *Cancellation*: the future is dropped when the lease is lost, too.

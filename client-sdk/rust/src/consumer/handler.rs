@@ -71,7 +71,8 @@ pub trait Handler<DB: Database = Postgres>: Send + Sync + 'static {
 ///
 /// # Contract
 /// As [`Handler`]'s. `events` are in the order of their partition, at least one, none handled before. When the batch
-/// fails, everything is rolled back and each event is handled singly: then only the failing one is retried.
+/// fails, everything is rolled back and each event is handled singly: then only the failing one is retried. A handler that
+/// asks for time ([`HandlerError::retry_after`]) is called with the batch once more before that.
 pub trait BatchHandler<DB: Database = Postgres>: Send + Sync + 'static {
     /// Handles events.
     fn handle(

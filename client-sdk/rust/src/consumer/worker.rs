@@ -150,8 +150,8 @@ impl<M: Mode> Work<M> {
         Ok(Outcome::Settled)
     }
 
-    /// Handles a batch in one go; `None` when each record is to be settled by itself. When its handler asks to be called
-    /// again no sooner than by then, it is, once, with the batch.
+    /// Handles a batch in one go; `None` when each record is to be settled by itself. A handler that asks for time is called
+    /// with the batch once more after it, and with single events only after it.
     async fn batch(&self, found: &[Found], desk: &mut Desk<M::Session>) -> Option<Outcome> {
         let mut events = Vec::with_capacity(found.len());
         for found in found {
@@ -164,20 +164,21 @@ impl<M: Mode> Work<M> {
         loop {
             let Err(error) = self.attempt(&events, desk).await else { return Some(Outcome::Settled) };
             let (events, reason) = (events.len(), error.chain());
-            match error {
-                AttemptError::Handler(HandlerError::Retry { after: Some(after), .. }) if !is_second => {
-                    tracing::warn!(events, error = reason, ?after, "a batch is to be tried again");
-                    desk.session = M::Session::default();
-                    if !wait(after, &desk.stop).await {
-                        return Some(Outcome::Stopped);
-                    }
-                    is_second = true;
-                }
-                _ => {
-                    tracing::warn!(events, error = reason, "a batch came to nothing: its events are handled singly");
-                    return None;
+            let asks = if let AttemptError::Handler(HandlerError::Retry { after, .. }) = error { after } else { None };
+            if let Some(after) = asks {
+                let delay = after + self.backoff.delay(1);
+                tracing::warn!(events, error = reason, ?delay, "a batch is not handled yet: its handler asks for time");
+                // Others may need its connection meanwhile.
+                desk.session = M::Session::default();
+                if !wait(delay, &desk.stop).await {
+                    return Some(Outcome::Stopped);
                 }
             }
+            if asks.is_none() || is_second {
+                tracing::warn!(events, error = reason, "a batch came to nothing: its events are handled singly");
+                return None;
+            }
+            is_second = true;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -196,7 +196,7 @@ async fn trap_6_all_leases_are_extended_and_a_batch_that_loses_one_is_dropped() 
         async || -> i64 { sqlx::query_scalar(AssertSqlSafe(shortest.clone())).fetch_one(&rig.pool).await.unwrap() };
     eventually("all to be extended", SOON, async || (shortest().await >= first + 1_500).then_some(())).await;
 
-    let theirs = take_over(&rig.pool, published[7].id, 2 * lease).await;
+    let theirs = take_over(&rig.pool, published[7].id, LEASE / 5).await;
     let given_up = "select count(*) from outbox_inbox.claims where attempts = 2";
     // The one that was taken, and the first one, which is tried by itself.
     eventually("the batch to be dropped", SOON, async || (count(given_up).await == 2).then_some(())).await;
@@ -223,7 +223,7 @@ impl BatchEffect for Robbed {
     async fn perform(&self, events: &[&Event], claims: &[Claim]) -> Result<(), HandlerError> {
         self.index.perform(events, claims).await?;
         if events.len() > 1 {
-            let token = take_over(&self.pool, self.event_id, Duration::from_secs(5)).await;
+            let token = take_over(&self.pool, self.event_id, LEASE / 5).await;
             *self.theirs.lock().unwrap() = Some(token);
         }
         Ok(())
@@ -253,15 +253,17 @@ async fn trap_6_an_event_whose_lease_is_lost_at_the_very_end_is_not_completed() 
 #[derive(Clone)]
 struct Unreliable {
     claims: MemoryClaims,
-    /// How long it takes to be told what has been claimed, with others.
+    /// How long it takes to be told what has been claimed together.
     late: Duration,
+    claimed: Arc<AtomicBool>,
     /// How often completing fails, before or after it is done.
     failures: Arc<AtomicUsize>,
 }
 
 impl Unreliable {
     fn new(late: Duration, failures: usize) -> Self {
-        Self { claims: MemoryClaims::new(1_000), late, failures: Arc::new(AtomicUsize::new(failures)) }
+        let failures = Arc::new(AtomicUsize::new(failures));
+        Self { claims: MemoryClaims::new(1_000), late, claimed: Arc::default(), failures }
     }
 }
 
@@ -290,6 +292,7 @@ impl Claims for Unreliable {
     ) -> Result<Vec<Claimed>, InboxError> {
         let claimed = self.claims.claim_all(consumer, keys, lease).await;
         if keys.len() > 1 {
+            self.claimed.store(true, SeqCst);
             tokio::time::sleep(self.late).await;
         }
         claimed
@@ -332,15 +335,13 @@ async fn trap_6_leases_that_were_lost_while_others_were_claimed_are_noticed_befo
     let (claims, key) = (Unreliable::new(10 * lease, 0), EventKey::new("/shop", published[7].id));
     let consumer = unstored("mailer", &rig.topic).claims(claims.clone(), lease);
     let running = Running::start(consumer.batch_effect(50, index.clone()).build().unwrap());
-    let theirs = eventually("it to be claimed, and to run out", SOON, async || {
-        match claims.claim("mailer", &key, LEASE / 6).await.unwrap() {
-            Claimed::Yours(claim) if claim.attempt() > 1 => Some(claim),
-            // This was quicker.
-            Claimed::Yours(claim) => claims.release(&claim).await.map(|_| None).unwrap(),
-            _ => None,
-        }
+    eventually("it to be claimed", SOON, async || claims.claimed.load(SeqCst).then_some(())).await;
+    let theirs = eventually("it to run out", SOON, async || {
+        let claimed = claims.claim("mailer", &key, LEASE / 5).await.unwrap();
+        if let Claimed::Yours(claim) = claimed { Some(claim) } else { None }
     })
     .await;
+    assert_eq!(theirs.attempt(), 2);
     running.until("those before it to be handled", |stats| stats.handled == 7).await;
     assert_eq!(claims.complete(&theirs, b"theirs").await.unwrap(), Hold::Kept);
     rig.until_committed("mailer", 0, 20).await;
@@ -349,35 +350,37 @@ async fn trap_6_leases_that_were_lost_while_others_were_claimed_are_noticed_befo
     assert!(index.ids().into_iter().eq(others), "each once, in order: {:?}", index.calls());
 }
 
-/// Fails the first time in this way.
+/// Fails the first times in this way.
 #[derive(Clone)]
 struct FailsFirst {
     index: Index,
     fail: fn() -> HandlerError,
-    failed: Arc<Mutex<Option<Instant>>>,
+    /// How often it is to fail.
+    failures: usize,
+    failed: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl BatchEffect for FailsFirst {
     async fn perform(&self, events: &[&Event], claims: &[Claim]) -> Result<(), HandlerError> {
-        let is_first = self.failed.lock().unwrap().is_none();
-        if is_first {
-            *self.failed.lock().unwrap() = Some(Instant::now());
+        let failures = self.failed.lock().unwrap().len();
+        if failures < self.failures {
+            self.failed.lock().unwrap().push(Instant::now());
             return Err((self.fail)());
         }
         self.index.perform(events, claims).await
     }
 }
 
-/// What is performed after a first failure, and how long after it the first was.
-async fn after_a_failure(fail: fn() -> HandlerError) -> (Vec<Call>, Duration) {
+/// What is performed after so many failures, and how long after the first one.
+async fn after_failures(failures: usize, fail: fn() -> HandlerError) -> (Vec<Call>, Duration) {
     let rig = Rig::new(1).await;
     rig.publish(events(20).into_iter().map(|event| (0, event))).await;
     let index = Index::default();
-    let effect = FailsFirst { index: index.clone(), fail, failed: Arc::default() };
+    let effect = FailsFirst { index: index.clone(), fail, failures, failed: Arc::default() };
     let consumer = unstored("mailer", &rig.topic).claims(MemoryClaims::new(100), LEASE);
     let running = Running::start(consumer.batch_effect(20, effect.clone()).build().unwrap());
     running.until("one to be handled", |stats| stats.handled > 0).await;
-    let waited = effect.failed.lock().unwrap().expect("it has failed").elapsed();
+    let waited = effect.failed.lock().unwrap()[0].elapsed();
     rig.until_committed("mailer", 0, 20).await;
     running.shut_down().await.unwrap();
     (index.calls(), waited)
@@ -385,13 +388,15 @@ async fn after_a_failure(fail: fn() -> HandlerError) -> (Vec<Call>, Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_effect_asks_for_time_is_tried_again_as_a_batch_after_it() {
-    let (calls, waited) = after_a_failure(|| HandlerError::retry_after(Duration::from_secs(2), "busy")).await;
-    assert_eq!(calls.len(), 1, "{calls:?}");
-    assert!(waited >= Duration::from_secs(2), "{waited:?}");
+    let ask = || HandlerError::retry_after(Duration::from_secs(2), "busy");
+    let (calls, waited) = after_failures(1, ask).await;
+    assert!(calls.len() == 1 && waited >= Duration::from_secs(2), "{waited:?}, {calls:?}");
+    let (calls, waited) = after_failures(2, ask).await;
+    assert!(calls.len() == 20 && waited >= Duration::from_secs(4), "singly, and no sooner: {waited:?}, {calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_effect_panics_is_given_back_and_performed_singly() {
-    let (calls, waited) = after_a_failure(|| panic!("a bug in the effect")).await;
+    let (calls, waited) = after_failures(1, || panic!("a bug in the effect")).await;
     assert!(calls.len() == 20 && waited < LEASE / 2, "{waited:?}, {calls:?}");
 }

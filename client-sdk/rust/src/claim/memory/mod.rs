@@ -7,6 +7,7 @@
 //!
 //! It deliberately is no inbox: without transactions it cannot promise effects once, and the types do not let it.
 
+mod entry;
 mod fingerprint;
 mod part;
 mod scopes;

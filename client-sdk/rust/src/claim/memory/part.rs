@@ -16,9 +16,13 @@ use std::{
 use hashbrown::{DefaultHashBuilder, HashTable};
 use uuid::Uuid;
 
-use super::{fingerprint::Fingerprint, scopes::Scopes};
+use super::{
+    entry::{Entry, Name, State},
+    fingerprint::Fingerprint,
+    scopes::Scopes,
+};
 use crate::{
-    claim::{Claim, Claimed, Hold, rows::Found},
+    claim::{Claim, Claimed, Hold},
     inbox::{EventKey, InboxError},
 };
 
@@ -68,30 +72,6 @@ struct Wanted {
 
 /// Where a claim lies.
 type Place = u32;
-
-/// Scope and event.
-type Name = (i32, Uuid);
-
-/// A claim. There may be many, so it is a cache line.
-#[derive(Debug)]
-#[repr(align(64))]
-struct Entry {
-    name: Name,
-    content: Option<Fingerprint>,
-    /// Which of the leases of this part is the last one. Zero, which none is: this is a place of no claim.
-    lease: u64,
-    attempts: u32,
-    /// The last note that a lease of it has ended; zero when there is none, or it has been taken.
-    note: u64,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    /// Until so many nanoseconds after the part began.
-    Leased(u64),
-    Completed(Box<[u8]>),
-}
 
 impl Part {
     pub(super) fn new(capacity: usize) -> Self {
@@ -336,38 +316,6 @@ impl Part {
     }
 }
 
-impl Entry {
-    /// Whether it is known to be of another event than this.
-    fn differs(&self, key: &EventKey<'_>, content: Option<Fingerprint>) -> bool {
-        self.content.is_some_and(|known| known.differs(key.held(), content))
-    }
-
-    /// What it tells someone who claims it now, or another event under its name.
-    fn found(&self, differs: bool, now: u64) -> Found {
-        let (result, left) = match &self.state {
-            State::Leased(until) => (None, until.saturating_sub(now)),
-            State::Completed(result) => (Some(result.to_vec()), 0),
-        };
-        Found { differs, result, left: Duration::from_nanos(left) }
-    }
-
-    fn extend(&mut self, until: u64) -> Hold {
-        match &mut self.state {
-            State::Leased(end) => {
-                *end = until;
-                Hold::Kept
-            }
-            State::Completed(_) => Hold::Lost,
-        }
-    }
-
-    /// Whether nobody works on it. A place of no claim has not ended.
-    fn has_ended(&self, now: u64) -> bool {
-        let worked_on = matches!(self.state, State::Leased(until) if until > now);
-        self.lease != 0 && !worked_on
-    }
-}
-
 /// There is room for five centuries.
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
@@ -398,11 +346,6 @@ mod tests {
 
     fn is_done(part: &mut Part, key: &EventKey<'_>) -> bool {
         matches!(claim(part, key), Ok(Claimed::Done(_)))
-    }
-
-    #[test]
-    fn a_claim_is_a_cache_line() {
-        assert_eq!((size_of::<Entry>(), align_of::<Entry>()), (64, 64));
     }
 
     /// Otherwise many dead letters would crowd out what was completed since.

@@ -42,12 +42,14 @@ impl<C: Claims, E: BatchEffect> Mode for BatchLeased<C, E> {
         let began = Instant::now();
         let claimed = self.claims.claim_all(&scope.consumer, &keys, self.lease).await.map_err(AttemptError::Inbox)?;
         let Sorted { fresh, claims, duplicates, mut refused } = Sorted::of(events, claimed, scope.window);
-        // The first lease began then, and the first extension reckons from now on.
-        if refused.is_none() && began.elapsed() > self.lease / 3 {
-            let extended = work::extend_all(&self.claims, &claims, self.lease).await;
-            refused = match extended {
-                Ok(Hold::Kept) => None,
-                Ok(Hold::Lost) => Some(AttemptError::Late),
+        // The first lease began then, and what extends them in time begins now.
+        let soon = self.lease / 3;
+        if refused.is_none() && began.elapsed() > soon {
+            let began = Instant::now();
+            refused = match work::extend_all(&self.claims, &claims, self.lease).await {
+                Ok(Hold::Kept) if began.elapsed() <= soon => None,
+                // Another has one of them, or may have by now.
+                Ok(_) => Some(AttemptError::Held(Duration::ZERO)),
                 Err(error) => Some(AttemptError::Inbox(error)),
             };
         }
@@ -57,7 +59,8 @@ impl<C: Claims, E: BatchEffect> Mode for BatchLeased<C, E> {
             return Err(error);
         }
         if !fresh.is_empty() {
-            let effects = self.effect.perform(&fresh, &claims);
+            // It may panic before it is awaited.
+            let effects = async { self.effect.perform(&fresh, &claims).await };
             work::complete_all(&self.claims, &claims, self.lease, effects).await.map_err(AttemptError::of_work)?;
         }
         Ok(Done { handled: fresh.len() as u64, duplicates })

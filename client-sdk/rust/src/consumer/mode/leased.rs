@@ -62,7 +62,9 @@ impl<C: Claims, E: Effect> Mode for Leased<C, E> {
 
 impl<C: Claims, E: Effect> Leased<C, E> {
     async fn perform(&self, event: &Event, claim: &Claim) -> Result<(), AttemptError> {
-        let performed = work::complete(&self.claims, claim, self.lease, self.effect.perform(event, claim)).await;
+        // It may panic before it is awaited.
+        let effect = async { self.effect.perform(event, claim).await };
+        let performed = work::complete(&self.claims, claim, self.lease, effect).await;
         performed.map(drop).map_err(AttemptError::of_work)
     }
 }
