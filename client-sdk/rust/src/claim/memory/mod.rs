@@ -68,6 +68,10 @@ impl MemoryClaims {
         self.parts[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn content(&self, key: &EventKey<'_>) -> Option<Fingerprint> {
+        key.held().and_then(|held| Fingerprint::of(held, &self.hasher))
+    }
+
     /// The numbers of these events' parts, and at which places among them the events of each are, in order.
     fn by_part(&self, event_ids: impl Iterator<Item = Uuid>) -> impl Iterator<Item = (usize, Vec<usize>)> {
         let mut places: Vec<Vec<usize>> = vec![Vec::new(); self.parts.len()];
@@ -79,7 +83,7 @@ impl MemoryClaims {
 impl Claims for MemoryClaims {
     async fn claim(&self, consumer: &str, key: &EventKey<'_>, lease: Duration) -> Result<Claimed, InboxError> {
         // Before others are made to wait.
-        let content = key.held().and_then(|held| Fingerprint::of(held, &self.hasher));
+        let content = self.content(key);
         self.part(key.id()).claim(consumer, key, content, lease)
     }
 
@@ -98,9 +102,8 @@ impl Claims for MemoryClaims {
         lease: Duration,
     ) -> Result<Vec<Claimed>, InboxError> {
         let mut claimed: Vec<Option<Claimed>> = vec![None; keys.len()];
-        let content = |at: usize| keys[at].held().and_then(|held| Fingerprint::of(held, &self.hasher));
         for (number, places) in self.by_part(keys.iter().map(EventKey::id)) {
-            let places: Vec<_> = places.into_iter().map(|at| (at, content(at))).collect();
+            let places: Vec<_> = places.into_iter().map(|at| (at, self.content(&keys[at]))).collect();
             let filled = self.lock(number).claim_all(consumer, keys, &places, lease, &mut claimed);
             if let Err(full) = filled {
                 give_back(self, claimed.into_iter().flatten().collect()).await;
